@@ -1,0 +1,249 @@
+"""Every field of a run's YAML: its type, default and meaning. Nothing here imports torch.
+
+The string below a field is its documentation; ``--help`` and ``configs/README.md`` print it. ``None``
+always means "derive it", and the docstring says from what; :func:`distill_dist.config.load.load_config`
+returns a tree in which the method's own defaults are filled in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Method = Literal["finetune", "kd", "pkd", "gkd", "gkd_cls"]
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """The generated inference corpus (`data.source: synthetic_nli`)."""
+
+    train_rows: int = 24000
+    """Rows of the train split; at least 1."""
+    dev_rows: int = 2000
+    """Rows of the dev split; at least 1. No row of it stands in train."""
+    max_steps: int = 3
+    """Largest number of composed steps between premise and hypothesis (a sample's difficulty); 1 to 6."""
+    label_noise: float = 0.0
+    """Share of train labels replaced by another class; 0 to 1. Dev is never noisy."""
+    seed: int = 0
+    """Seed of the grammar's draws; independent of the run's seed."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the rows come from and how they are prepared."""
+
+    source: Literal["hub", "tsv", "csv", "jsonl", "parquet", "synthetic_nli"] = "hub"
+    """`hub`: a data set of the Hugging Face hub or a local folder in its layout. `tsv` is read without
+    quoting, as GLUE is written; `csv` with quoting."""
+    task: Literal["sst2", "qqp", "mnli", "qnli", "custom"] = "custom"
+    """A GLUE task brings its column names, its label names and its metric (F1 for QQP)."""
+    path: str = ""
+    """Hub name, or folder that `splits` are files of. Unused for `synthetic_nli`."""
+    name: str = ""
+    """Configuration of a hub data set (GLUE: the task's name)."""
+    splits: dict[str, str] = field(default_factory=lambda: {"train": "train", "dev": "validation"})
+    """Our split -> file below `path`, or split of the hub data set. `train` is trained on, `dev` selects
+    the best epoch, further ones (`dev_mismatched`) are only scored."""
+    text_columns: tuple[str, ...] = ()
+    """One or two columns of text. Empty: the task's."""
+    label_column: str = ""
+    """Column of the label: a class name or a class number. Empty: the task's."""
+    labels: tuple[str, ...] = ()
+    """Class names in the order of their numbers. Empty: the task's."""
+    tokenizer: str = ""
+    """Folder, hub name or `pkg://PACKAGE/FOLDER` of the tokenizer. Empty: the one that `synthetic_nli`
+    makes of its own words; required for every other source."""
+    max_length: int = 128
+    """Longest row in tokens, special tokens included; longer ones are truncated and counted; 8 to 8192."""
+    prepared: str = ""
+    """Folder that `launcher/prepare.py` writes shards to and every other launcher reads. Required."""
+    rows_per_shard: int = 8192
+    """Rows per tar shard; at least 1."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`error` stops at the first bad row and counts all; `skip` leaves them out and lists them in
+    `bad_rows.jsonl`."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """The generated corpus."""
+
+
+@dataclass(frozen=True)
+class ShapeConfig:
+    """Shape of a model trained from random weights. Unused where `path` names weights."""
+
+    model_type: str = "bert"
+    """Family, by its Hugging Face name."""
+    hidden_size: int = 128
+    """Width H; a multiple of `num_attention_heads`."""
+    num_hidden_layers: int = 4
+    """Layers; at least 1."""
+    num_attention_heads: int = 4
+    """Heads; at least 1."""
+    intermediate_size: int = 512
+    """Width of the feed-forward block."""
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The model that is trained (with `method: finetune` that may be a future teacher)."""
+
+    path: str = ""
+    """Weights to start from: folder, hub name or `pkg://PACKAGE/FOLDER`. Empty: random weights of `shape`."""
+    shape: ShapeConfig = field(default_factory=ShapeConfig)
+    """Shape for random weights."""
+    architecture: Literal["same", "distilbert"] = "same"
+    """`same`: the family of `path`. `distilbert`: DistilBERT's shape (no segment embedding, no pooler)
+    filled with the embeddings and layers of a BERT at `path`."""
+    layers: int | None = None
+    """Layers to keep of `path`. None: all."""
+    layer_copy: Literal["first", "even", "list"] = "first"
+    """Which layers of `path` are copied: the first k, evenly spaced ones, or `layer_list`."""
+    layer_list: tuple[int, ...] = ()
+    """Layers of `path`, counted from 1, for `layer_copy: list`; as many as `layers`."""
+    dropout: float | None = None
+    """Dropout of attention, hidden states and classifier; 0 to below 1. None: 0 for gradient methods
+    (METHOD.md §2 says why), 0.1 for the others."""
+    freeze_embeddings: bool | None = None
+    """Keep the copied embedding block fixed. None: true for gradient methods, false for the others."""
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    """Attention kernel. `auto`: `eager` where a gradient is differentiated again (no fused kernel has a
+    second derivative), else `sdpa`."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The fine-tuned model that teaches. Unused with `method: finetune`, except to report loyalty."""
+
+    path: str = ""
+    """Folder or hub name of a fine-tuned classifier over the same classes. Required except by `finetune`."""
+    prefetch: int = 4
+    """Global batches whose signals are asked for ahead of the step that needs them; 1 to 256."""
+    deadline_s: float = 60.0
+    """Longest wait for one signal before the teacher counts as lost; seconds, above 0."""
+    lease_s: float = 900.0
+    """A teacher that no student has called for so long leaves; seconds, above `deadline_s`."""
+
+
+@dataclass(frozen=True)
+class WeightConfig:
+    """Weights of the objective's terms (METHOD.md §1)."""
+
+    kd: float = 0.5
+    """α (λ): share of the teacher's logits against the label's cross-entropy; 0 to 1."""
+    patience: float = 100.0
+    """β of PKD and GKD-CLS: matched [CLS] states (the term carries 1/H); at least 0."""
+    gradient: float | None = None
+    """β of GKD, γ of GKD-CLS: matched gradients; at least 0. None: 0.5 for `gkd`, 0.1 for `gkd_cls`."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """How the terms are formed."""
+
+    temperature: float = 5.0
+    """τ of the distillation term; above 0."""
+    kd_scale: Literal["auto", "sum", "mean"] = "auto"
+    """KL summed over the classes (`sum`) or divided by their number as the paper's authors did (`mean`).
+    `auto`: `mean` for gradient methods, `sum` for the others."""
+    teacher_layers: tuple[int, ...] = ()
+    """Teacher layers matched at [CLS], counted from 1. Empty: evenly spaced, the last one unmatched."""
+    student_layers: tuple[int, ...] = ()
+    """Student layers matched to them; as many. Empty: 1 to layers - 1."""
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Global batches and how they are cut."""
+
+    size: int = 32
+    """Rows of a global batch, over all students; at least 1. The only batch number that changes results."""
+    micro_tokens: int = 4096
+    """Most tokens, padding included, that one student computes at once; at least `data.max_length`."""
+    length_window: int = 64
+    """Global batches inside which rows are grouped by length; 1 keeps the plain random order."""
+    pad_to: int = 0
+    """Pad every row to this length (0: to the longest of its micro-batch). 128 is what the paper's authors
+    did; it costs much and changes nothing."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimizer and the run's length."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` has no momentum: for comparisons."""
+    learning_rate: float = 5e-5
+    """Peak learning rate; above 0."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; biases and normalisation weights are left out; at least 0."""
+    warmup_share: float = 0.06
+    """Share of all steps in which the learning rate rises linearly; it then falls linearly to 0; 0 to 1."""
+    epochs: int = 4
+    """Epochs of ceil(rows / batch.size) steps; at least 1."""
+    max_steps: int = 0
+    """Stop after so many optimizer steps, on the schedule of `epochs`; 0: no limit."""
+    clip_norm: float = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the students; losses are fp32 in both."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on from the newest complete checkpoint of `run_dir`; `never` refuses a folder that has one."""
+    checkpoint_every: int = 0
+    """Optimizer steps between checkpoints, besides the one at each epoch's end; 0: only those."""
+    keep_last: int = 2
+    """Checkpoints kept; at least 1. The best epoch's model is kept besides."""
+    log_every: int = 20
+    """Optimizer steps between telemetry points; each costs one collective and one device sync."""
+    trace: bool = False
+    """Write `trace.jsonl`: the sample ids and the losses of every committed step."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured on every split but train."""
+
+    saliency: bool = True
+    """Saliency loyalty at the end of the run; costs one backward of both models over the dev rows."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Roles and deadlines of the launched processes."""
+
+    teachers: int = 0
+    """Processes that teach, out of those the launcher starts. 0: each student computes the signals itself."""
+    placement: Literal["last", "per_node", "nodes"] = "last"
+    """Which ranks teach: the last ones, the last ones of every node, or whole nodes at the end."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: CUDA where torch finds it."""
+    threads: int = 0
+    """Arithmetic threads per process on CPU; 0: the cores divided by the processes of the node, at least 1."""
+    rendezvous_s: float = 120.0
+    """Longest wait for all processes to find each other; seconds, above 0."""
+    collective_s: float = 600.0
+    """Longest wait for a sibling inside a collective; seconds, above 0."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run."""
+
+    method: Method = "gkd_cls"
+    """`finetune`: labels only. `kd`: and the teacher's logits. `pkd`: and its [CLS] states. `gkd`: logits and
+    the gradient at the embeddings. `gkd_cls`: all of these and the gradients at [CLS]."""
+    seed: int = 0
+    """Seed of initial weights, order and dropout."""
+    run_dir: str = ""
+    """Folder of everything the run writes. Required."""
+    deepspeed_config: str = "ds_configs/zero1.json"
+    """What DeepSpeed alone owns: ZeRO, communication, offload. Batch sizes, clipping and precision stand here
+    and are refused there."""
+    data: DataConfig = field(default_factory=DataConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    weight: WeightConfig = field(default_factory=WeightConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)

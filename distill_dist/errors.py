@@ -1,0 +1,20 @@
+"""The two ways a run ends early on purpose, and the exit codes that launchers give them."""
+
+from __future__ import annotations
+
+EXIT_USER_ERROR = 2  # the user's input is wrong: one message, no traceback
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL: stopped in good order; the same command goes on
+
+
+class UserError(ValueError):
+    """Something the user can mend. The message names the thing, its value and the remedy.
+
+    Launchers print the message without a traceback and exit with ``EXIT_USER_ERROR``.
+    """
+
+
+class Interrupted(RuntimeError):  # noqa: N818 - not an error: the run is saved and resumable
+    """The run stopped in good order and can be resumed; the message says why.
+
+    Launchers exit with ``EXIT_RESUMABLE``.
+    """

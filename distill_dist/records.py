@@ -1,0 +1,107 @@
+"""The records that travel between packages, and the legend of shape letters.
+
+Shape letters, used as suffixes of names everywhere:
+    B  rows (sequences) of a micro-batch
+    L  token positions, padded to the longest row of the micro-batch
+    C  classes
+    H  hidden width of the model at hand
+    K  matched layers ([CLS] states and their gradients)
+    N  real tokens of a micro-batch, concatenated over rows (no padding)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank; padded to its own longest row.
+
+    ``is_real_B`` is False for filler rows: a rank whose share of a global batch is smaller than its
+    sibling's computes a filler row so that all ranks run the same number of micro-batches. Fillers
+    weigh nothing in any loss.
+    """
+
+    ids_B: Tensor  # int64, row number in the prepared split
+    input_ids_BL: Tensor  # int64
+    attention_mask_BL: Tensor  # int64, 1 on real tokens
+    token_type_ids_BL: Tensor  # int64
+    labels_B: Tensor  # int64
+    is_real_B: Tensor  # bool
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on ``device``; asynchronous where the memory is pinned."""
+        return type(self)(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class SignalSpec:
+    """What a student asks of a teacher besides logits. Part of every cache key, so it stays hashable.
+
+    ``layers`` are the teacher's matched layers, counted from 1 (the output of layer j).
+    """
+
+    layers: tuple[int, ...] = ()
+    cls_states: bool = False
+    cls_gradients: bool = False
+    embedding_gradient: bool = False
+
+    @property
+    def gradients(self) -> bool:
+        """Whether the teacher has to run a backward at all."""
+        return self.cls_gradients or self.embedding_gradient
+
+
+@dataclass(frozen=True)
+class TeacherSignal:
+    """What a teacher knows about one micro-batch, in the batch's row order.
+
+    Gradients are of the margin (METHOD.md §1), as unit rows plus one norm each: half precision keeps a
+    unit row and loses a raw gradient. Fields that the spec did not ask for are None.
+    """
+
+    logits_BC: Tensor  # fp32
+    cls_states_BKH: Tensor | None = None  # unit rows
+    cls_gradients_BKH: Tensor | None = None  # unit rows
+    embedding_gradient_BLH: Tensor | None = None  # unit rows; zero on padding
+    embedding_gradient_norm_BL: Tensor | None = None  # fp32; zero on padding
+
+
+@dataclass(frozen=True)
+class StudentOutput:
+    """What one forward of the student gives the objective; graphs attached.
+
+    Gradients are raw (not normalised) and carry a graph of their own where they are to be trained.
+    """
+
+    logits_BC: Tensor
+    cls_states_BKH: Tensor | None = None
+    cls_gradients_BKH: Tensor | None = None
+    embedding_gradient_BLH: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """What a whole global batch is divided by; known from the plan before its first micro-batch."""
+
+    sequences: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step of one rank: its micro-batches and the whole global batch's counts.
+
+    ``epoch`` and ``index`` (step within the epoch) count from 0; ``number`` is the global step.
+    """
+
+    epoch: int
+    index: int
+    number: int
+    batches: tuple[Batch, ...]
+    counts: BatchCounts
