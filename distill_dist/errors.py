@@ -9,8 +9,11 @@ EXIT_RESUMABLE = 75  # EX_TEMPFAIL: stopped in good order; the same command goes
 class UserError(ValueError):
     """Something the user can mend. The message names the thing, its value and the remedy.
 
-    Launchers print the message without a traceback and exit with ``EXIT_USER_ERROR``.
+    Launchers print the message without a traceback and exit with ``EXIT_USER_ERROR``. ``said``: another rank
+    of the run prints it already.
     """
+
+    said: bool = False
 
 
 class Interrupted(RuntimeError):  # noqa: N818 - not an error: the run is saved and resumable

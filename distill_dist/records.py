@@ -71,6 +71,11 @@ class TeacherSignal:
     embedding_gradient_BLH: Tensor | None = None  # unit rows; zero on padding
     embedding_gradient_norm_BL: Tensor | None = None  # fp32; zero on padding
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same signal on ``device``."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return type(self)(*(None if value is None else value.to(device, non_blocking=True) for value in values))
+
 
 @dataclass(frozen=True)
 class StudentOutput:

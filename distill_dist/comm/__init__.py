@@ -1,0 +1,1 @@
+"""Roles, process groups and the RPC world: the only package that imports torch.distributed."""

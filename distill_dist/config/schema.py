@@ -187,7 +187,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the students; losses are fp32 in both."""
     resume: Literal["auto", "never"] = "auto"
-    """`auto` goes on from the newest complete checkpoint of `run_dir`; `never` refuses a folder that has one."""
+    """`auto` goes on from the newest complete checkpoint of `run_dir`; `never` refuses a folder with one."""
     checkpoint_every: int = 0
     """Optimizer steps between checkpoints, besides the one at each epoch's end; 0: only those."""
     keep_last: int = 2
@@ -217,7 +217,7 @@ class ClusterConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA where torch finds it."""
     threads: int = 0
-    """Arithmetic threads per process on CPU; 0: the cores divided by the processes of the node, at least 1."""
+    """Arithmetic threads per process on CPU; 0: the cores divided by the node's processes, at least 1."""
     rendezvous_s: float = 120.0
     """Longest wait for all processes to find each other; seconds, above 0."""
     collective_s: float = 600.0

@@ -1,0 +1,143 @@
+"""The student, the teacher and the objective of a run, from its configuration. No process group is needed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from distill_dist.config.schema import RunConfig
+from distill_dist.data.manifest import Manifest
+from distill_dist.errors import UserError
+from distill_dist.hub import locate
+from distill_dist.models.build import load_teacher, random_student, set_attention, set_dropout, student_from
+from distill_dist.models.encoder import EncoderParts, encoder_parts
+from distill_dist.models.layer_map import matched_layers
+from distill_dist.objectives.objective import METHODS, Objective
+
+
+@dataclass(frozen=True)
+class TeacherShape:
+    """What a student has to know of a teacher that it does not load."""
+
+    layers: int
+    hidden_size: int
+
+
+def build_student(config: RunConfig, manifest: Manifest) -> EncoderParts:
+    """The student before its first step; the same weights on every rank, from ``config.seed``."""
+    torch.manual_seed(config.seed)
+    student = config.student
+    if student.path:
+        model = student_from(
+            locate(student.path, what="student.path"),
+            architecture=student.architecture,
+            keep=student.layers,
+            how=student.layer_copy,
+            chosen=student.layer_list,
+            labels=manifest.labels,
+        )
+    else:
+        model = random_student(
+            asdict(student.shape),
+            vocab_size=manifest.vocab_size,
+            pad_token_id=manifest.pad_token_id,
+            labels=manifest.labels,
+        )
+    _check_vocabulary(model.config, manifest, what="student.path", value=student.path)
+    assert student.dropout is not None
+    assert student.freeze_embeddings is not None
+    set_dropout(model, student.dropout)
+    set_attention(model, student.attention)
+    parts = encoder_parts(model)
+    if student.freeze_embeddings:
+        parts.embeddings.requires_grad_(False)
+    return parts
+
+
+def build_teacher(config: RunConfig, manifest: Manifest, device: torch.device) -> EncoderParts:
+    """The frozen teacher on ``device``, over the classes and the vocabulary of the prepared data."""
+    folder = locate(config.teacher.path, what="teacher.path")
+    _check_tokenizer(folder, config)
+    model = load_teacher(folder, labels=manifest.labels, attention="eager")
+    _check_vocabulary(model.config, manifest, what="teacher.path", value=config.teacher.path)
+    return encoder_parts(model.to(device))
+
+
+def teacher_shape(config: RunConfig) -> TeacherShape:
+    """Depth and width of the teacher, from its configuration file alone."""
+    folder = locate(config.teacher.path, what="teacher.path")
+    _check_tokenizer(folder, config)
+    try:
+        found = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"teacher.path {config.teacher.path!r}: {str(error).splitlines()[0]}") from error
+    return TeacherShape(found.num_hidden_layers, found.hidden_size)
+
+
+def build_objective(config: RunConfig, student: EncoderParts, teacher: TeacherShape | None) -> Objective:
+    """The method's objective. Raises UserError where student and teacher cannot be aligned."""
+    terms = METHODS[config.method]
+    teacher_layers: tuple[int, ...] = ()
+    student_layers: tuple[int, ...] = ()
+    if terms.patience or terms.cls_gradients or terms.embedding_gradient:
+        assert teacher is not None
+        if teacher.hidden_size != student.hidden_size:
+            raise UserError(
+                f"method {config.method} compares states and gradients of width {student.hidden_size} (student) and "
+                f"{teacher.hidden_size} (teacher): they must be equal. Take a student cut from its teacher "
+                "(student.path=${teacher.path}), or method kd"
+            )
+    if terms.patience or terms.cls_gradients:
+        assert teacher is not None
+        teacher_layers, student_layers = matched_layers(
+            teacher.layers,
+            len(student.layers),
+            teacher=config.objective.teacher_layers,
+            student=config.objective.student_layers,
+        )
+        if not student_layers:
+            raise UserError(
+                f"method {config.method} matches [CLS] of inner layers, but a student of one layer has none besides "
+                "its last: take student.layers=2 or more, name objective.student_layers, or use gkd or kd"
+            )
+    return Objective(
+        terms=terms,
+        kd=config.weight.kd,
+        patience=config.weight.patience,
+        gradient=config.weight.gradient or 0.0,
+        temperature=config.objective.temperature,
+        kd_per_class=config.objective.kd_scale == "mean",
+        teacher_layers=teacher_layers,
+        student_layers=student_layers,
+    )
+
+
+def _check_vocabulary(model_config: Any, manifest: Manifest, *, what: str, value: str) -> None:
+    if model_config.vocab_size < manifest.vocab_size:
+        raise UserError(
+            f"{what}={value!r} embeds {model_config.vocab_size} tokens, the prepared data has ids up to "
+            f"{manifest.vocab_size}: prepare again with data.tokenizer of this model"
+        )
+    positions = getattr(model_config, "max_position_embeddings", manifest.max_length)
+    if positions < manifest.max_length:
+        raise UserError(
+            f"{what}={value!r} reads at most {positions} tokens, the data was prepared with data.max_length="
+            f"{manifest.max_length}: prepare again with a smaller one"
+        )
+
+
+def _check_tokenizer(folder: str, config: RunConfig) -> None:
+    """A teacher fed with another vocabulary's ids would answer nonsense without a word."""
+    prepared = Path(config.data.prepared) / "tokenizer"
+    if not (Path(folder) / "tokenizer.json").exists():
+        return  # nothing to compare with
+    theirs = AutoTokenizer.from_pretrained(folder).get_vocab()
+    if theirs != AutoTokenizer.from_pretrained(prepared).get_vocab():
+        raise UserError(
+            f"teacher.path={config.teacher.path!r} has another vocabulary than data.prepared={config.data.prepared!r}: "
+            "token ids would mean other words to it. Prepare the data with data.tokenizer of the teacher"
+        )

@@ -1,0 +1,159 @@
+"""What a run produces along the way and at its end: checkpoints, the best model, the summary."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from distill_dist import checkpoint
+from distill_dist.comm.students import StudentGroup
+from distill_dist.config.schema import RunConfig
+from distill_dist.durable import write_json
+from distill_dist.engine import Engine
+from distill_dist.evaluation.split import SplitScorer, loyalty
+from distill_dist.run_folder import RunFolder, versions
+from distill_dist.teacher.client import LocalTeacher, Teacher
+from distill_dist.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+SIGNAL, ROUTE = "own_max", "double_backward"
+
+
+@dataclass
+class Outcome:
+    """Every method is a collective of all students; files are written by student 0."""
+
+    config: RunConfig
+    engine: Engine
+    student: LocalTeacher  # the student itself, answering for its own logits and gradients
+    teacher: Teacher | None
+    scorers: dict[str, SplitScorer]
+    group: StudentGroup
+    telemetry: Telemetry
+    folder: RunFolder
+    tokenizer: Path
+    identity: dict[str, Any]
+    best: dict[str, Any] | None  # {"step", "value"} of the best epoch so far
+    _teacher_logits: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def save(self, step: int) -> None:
+        """Checkpoint after ``step`` finished steps."""
+        tensors = self.engine.state_dict()
+        if self.group.rank == 0:
+            checkpoint.save(
+                self.folder.checkpoints,
+                step=step,
+                tensors=tensors,
+                progress={"step": step, "best": self.best, "identity": self.identity},
+                keep=self.config.train.keep_last,
+            )
+        self.group.agree(0)  # nobody goes on, or exits, before the checkpoint is there
+
+    def end_epoch(self, step: int) -> None:
+        """Score every split; export the model where dev is the best so far."""
+        found = {name: self._score(name) for name in self.scorers}
+        self.telemetry.write(
+            step, {f"{name}/{key}": value for name, scores in found.items() for key, value in scores.items()}
+        )
+        value = found["dev"][self._criterion("dev")]
+        _log.info("step %d: dev %s", step, {key: round(score, 4) for key, score in found["dev"].items()})
+        if self.best is None or value > self.best["value"]:
+            self.best = {"step": step, "value": value}
+            weights = self.engine.weights()
+            if self.group.rank == 0:
+                self.folder.export(self.engine.module, weights, self.tokenizer)
+        self.group.agree(0)
+
+    def summary(self, steps: int) -> dict[str, Any]:
+        """The result of the run, measured on the best epoch's model; written to summary.json."""
+        weights = load_file(self.folder.model / "model.safetensors")
+        self.engine.module.load_state_dict(weights, strict=True)
+        scores = {name: self._score(name) for name in self.scorers}
+        dev = scores["dev"]
+        loyal = {key: dev[key] for key in ("ll", "pl") if key in dev}
+        if self.teacher is not None and self.config.evaluate.saliency:
+            with self._evaluating():
+                value = self.scorers["dev"].saliency_loyalty(self.student, self.teacher)
+            loyal["sl_spearman_norm"] = value
+        found = {
+            "task": self.config.data.task if self.config.data.source != "synthetic_nli" else "synthetic_nli",
+            "method": self.config.method,
+            "seed": self.config.seed,
+            "zero_stage": self.engine.zero_stage,
+            "world": {"students": self.group.size, "teachers": self.config.cluster.teachers},
+            "steps": steps,
+            "best_step": None if self.best is None else self.best["step"],
+            "student": {
+                "parameters": sum(tensor.numel() for tensor in weights.values()),
+                **{key: dev.get(key) for key in ("accuracy", "f1", "loss")},
+            },
+            "teacher": self._teacher_summary(),
+            "loyalty": loyal,
+            "splits": scores,
+            "throughput": self._throughput(),
+            "alignment": self._alignment(),
+            "versions": versions(),
+        }
+        if self.group.rank == 0:
+            write_json(self.folder.summary, found)
+        self.group.agree(0)
+        return found
+
+    def _score(self, split: str) -> dict[str, float]:
+        scorer = self.scorers[split]
+        with self._evaluating():
+            student_NC = scorer.logits_NC(self.student)
+        found = scorer.metrics(student_NC)
+        if self.teacher is not None:
+            found.update(loyalty(student_NC, self._teacher_on(split)))
+        return found
+
+    def _teacher_on(self, split: str) -> NDArray[np.float64]:
+        """The frozen teacher's logits; asked for once."""
+        if split not in self._teacher_logits:
+            assert self.teacher is not None
+            self._teacher_logits[split] = self.scorers[split].logits_NC(self.teacher)
+        return self._teacher_logits[split]
+
+    def _criterion(self, split: str) -> str:
+        return "f1" if self.scorers[split].with_f1 else "accuracy"
+
+    def _teacher_summary(self) -> dict[str, Any] | None:
+        if self.teacher is None:
+            return None
+        scores = self.scorers["dev"].metrics(self._teacher_on("dev"))
+        return {**self.teacher.describe(), **scores}
+
+    def _throughput(self) -> dict[str, float | None]:
+        totals = self.telemetry.totals
+        if not totals.elapsed_s:  # a finished run, started again
+            return dict.fromkeys(("samples_per_s", "tokens_per_s", "real_token_share", "teacher_wait_share"))
+        return {
+            "samples_per_s": totals.sequences / totals.elapsed_s,
+            "tokens_per_s": totals.real_tokens / totals.elapsed_s,
+            "real_token_share": totals.real_tokens / totals.computed_tokens,
+            "teacher_wait_share": totals.waited_s / (totals.elapsed_s * self.group.size),
+        }
+
+    def _alignment(self) -> dict[str, str] | None:
+        aligned = self.config.method in ("gkd", "gkd_cls")
+        return {"route": ROUTE, "signal": SIGNAL} if aligned else None
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Dropout off, and back to what it was."""
+        self.engine.module.eval()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                yield
+        finally:
+            self.engine.module.train()

@@ -1,0 +1,57 @@
+"""Where one process stands in the run, and how it waits for the others to be ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from distill_dist.comm.environment import LaunchEnvironment
+from distill_dist.comm.rendezvous import Store, await_ready, report_failure
+from distill_dist.comm.roles import Roles
+from distill_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among all of the run's."""
+
+    launch: LaunchEnvironment
+    roles: Roles
+    store: Store
+    device: torch.device
+
+    @property
+    def rank(self) -> int:
+        """Global rank."""
+        return self.launch.rank
+
+    @property
+    def student(self) -> int:
+        """Number among the students; only for students."""
+        return self.roles.students.index(self.rank)
+
+    @property
+    def rpc_names(self) -> tuple[str, ...]:
+        """Name of every rank in the RPC world."""
+        return tuple(
+            f"teacher{rank}" if self.roles.is_teacher(rank) else f"student{rank}"
+            for rank in range(self.roles.world_size)
+        )
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """RPC names of the teachers."""
+        return tuple(self.rpc_names[rank] for rank in self.roles.teachers)
+
+    @contextmanager
+    def loading(self, *, timeout_s: float) -> Iterator[None]:
+        """What can fail on one rank alone happens inside: the block ends for all ranks, or fails for all."""
+        try:
+            yield
+        except UserError as error:
+            report_failure(self.store, self.rank, error)
+            raise
+        await_ready(self.store, self.launch, timeout_s=timeout_s)

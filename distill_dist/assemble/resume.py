@@ -1,0 +1,46 @@
+"""Whether a checkpoint belongs to this run: what may change between a stop and its resume, and what may not."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from distill_dist.config.schema import RunConfig
+from distill_dist.errors import UserError
+
+# Fields that change neither the order of samples nor, up to summation order, the update of a step.
+_FREE = (
+    "run_dir", "deepspeed_config", "data.", "cluster.", "evaluate.", "teacher.prefetch", "teacher.deadline_s",
+    "teacher.lease_s", "batch.micro_tokens", "batch.pad_to", "train.max_steps", "train.resume",
+    "train.checkpoint_every", "train.keep_last", "train.log_every", "train.trace", "student.attention",
+)  # fmt: skip
+
+
+def run_identity(config: RunConfig, manifest_hash: str) -> dict[str, Any]:
+    """Everything that must be equal for a checkpoint to go on; flat, by dotted key, ready for JSON."""
+    found = {key: value for key, value in _flat(asdict(config), "") if not key.startswith(_FREE)}
+    return {**found, "prepared data": manifest_hash}
+
+
+def check_identity(saved: dict[str, Any], now: dict[str, Any], *, checkpoint: str) -> None:
+    """Raises UserError that lists every difference between the saved run and this one."""
+    keys = sorted(saved.keys() | now.keys())
+    changes = [
+        f"  {key}: {saved.get(key)!r} -> {now.get(key)!r}" for key in keys if saved.get(key) != now.get(key)
+    ]
+    if changes:
+        raise UserError(
+            f"{checkpoint} was written by another run:\n"
+            + "\n".join(changes)
+            + "\nstart in another run_dir, or set these back"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", list(value) if isinstance(value, tuple) else value))
+    return found

@@ -1,0 +1,56 @@
+"""A launched process that teaches."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from distill_dist.assemble.models import build_teacher
+from distill_dist.assemble.place import Place
+from distill_dist.comm.environment import pin_interface
+from distill_dist.comm.rpc_world import RpcWorld
+from distill_dist.config.schema import RunConfig
+from distill_dist.data.manifest import load_manifest
+from distill_dist.errors import Interrupted
+from distill_dist.records import SignalSpec
+from distill_dist.stop_signal import StopSignal
+from distill_dist.teacher.compute import compute_signal, describe_model
+from distill_dist.teacher.host import TeacherHost, open_host
+from distill_dist.teacher.wire import Request, WireSignal, pack_signal
+
+# Launchers signal every rank at once; the students still need a while to save, and ask no more after it.
+STOP_GRACE_S = 20.0
+_log = logging.getLogger(__name__)
+
+
+def serve_teacher(config: RunConfig, place: Place, stop: StopSignal) -> None:
+    """Answer the students until they let go. Raises Interrupted when it leaves before that."""
+    with place.loading(timeout_s=config.cluster.collective_s):
+        parts = build_teacher(config, load_manifest(Path(config.data.prepared)), place.device)
+
+    def compute(request: Request, spec: SignalSpec) -> WireSignal:
+        inputs = request.unpack(place.device)
+        return pack_signal(compute_signal(parts, *inputs, spec), inputs[1])
+
+    host = TeacherHost(
+        compute,
+        students=len(place.roles.students),
+        lease_s=config.teacher.lease_s,
+        description=describe_model(parts),
+    )
+    open_host(host)
+    pin_interface(os.environ, place.launch.master_address)
+    world = RpcWorld(
+        place.store,
+        rank=place.rank,
+        names=place.rpc_names,
+        address=place.launch.master_address,
+        timeout_s=config.cluster.rendezvous_s,
+    )
+    try:
+        if not host.serve(should_stop=lambda: stop.asked_for(STOP_GRACE_S)):
+            raise Interrupted(f"teacher {place.rank} left after {host.answered} answers, before its students did")
+        _log.info("taught %d micro-batches", host.answered)
+    finally:
+        world.leave()

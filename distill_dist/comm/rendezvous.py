@@ -1,0 +1,91 @@
+"""The store through which all launched processes find each other: one port, the launcher's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed import Store as Store
+
+from distill_dist.comm.environment import LaunchEnvironment
+from distill_dist.errors import UserError
+
+
+def connect_store(launch: LaunchEnvironment, *, timeout_s: float) -> dist.Store:
+    """The store at the launcher's address once every rank has joined. Raises UserError naming the missing ranks."""
+    deadline = time.monotonic() + timeout_s
+    try:
+        store = dist.TCPStore(
+            launch.master_address,
+            launch.master_port,
+            world_size=None,
+            is_master=launch.rank == 0 and not launch.agent_store,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+        )
+    except (dist.DistNetworkError, dist.DistStoreError, RuntimeError) as error:
+        raise UserError(
+            f"rank {launch.rank} could not open or reach the rendezvous at "
+            f"{launch.master_address}:{launch.master_port} within {timeout_s:.0f} s: {error}; is the port taken by "
+            "another run (deepspeed --master_port N), or the address not reachable from this host?"
+        ) from error
+    scoped = dist.PrefixStore("distill", store)
+    scoped.set(f"joined/{launch.rank}", f"{socket.gethostname()} {os.getpid()}")
+    _await_all(scoped, launch, deadline, timeout_s)
+    return scoped
+
+
+def _await_all(store: dist.Store, launch: LaunchEnvironment, deadline: float, timeout_s: float) -> None:
+    missing = list(range(launch.world_size))
+    while missing:
+        missing = [rank for rank in missing if not store.check([f"joined/{rank}"])]
+        if missing and time.monotonic() > deadline:
+            raise UserError(
+                f"rank {launch.rank} waited {timeout_s:.0f} s for ranks {missing} of {launch.world_size} to join; "
+                "see their logs, or raise cluster.rendezvous_s"
+            )
+        if missing:
+            time.sleep(0.05)
+
+
+def report_failure(store: dist.Store, rank: int, error: UserError) -> None:
+    """Let the others know that this rank will not be ready; the first rank to fail speaks for all."""
+    error.said = store.add("failures", 1) > 1
+    store.set("failure", f"rank {rank}: {error}")
+
+
+def await_ready(store: dist.Store, launch: LaunchEnvironment, *, timeout_s: float) -> None:
+    """Return once every rank got here. Raises UserError when one failed before, so that nobody waits for it."""
+    deadline = time.monotonic() + timeout_s
+    store.add("ready", 1)
+    while store.add("ready", 0) < launch.world_size:
+        if store.add("failures", 0) > 0:
+            error = UserError(f"another rank failed: {store.get('failure').decode()}")
+            error.said = True
+            raise error
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"rank {launch.rank} waited {timeout_s:.0f} s for {launch.world_size} ranks to load their models and "
+                f"data; {store.add('ready', 0)} did. See their logs, or raise cluster.collective_s"
+            )
+        time.sleep(0.05)
+
+
+def peers(store: dist.Store, world_size: int) -> dict[int, tuple[str, int]]:
+    """Host name and process id of every rank, as it joined."""
+    found = {}
+    for rank in range(world_size):
+        host, pid = store.get(f"joined/{rank}").decode().split()
+        found[rank] = (host, int(pid))
+    return found
+
+
+def free_port(address: str) -> int:
+    """A port that nothing listens on at ``address`` (this host) right now."""
+    family = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0][0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])

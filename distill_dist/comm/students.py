@@ -1,0 +1,89 @@
+"""The students' process group: the default group, without the teachers (DeepSpeed needs it so)."""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from distill_dist.errors import Interrupted
+
+
+class PeerLost(Interrupted):
+    """A sibling died or hung inside a collective; the last checkpoint is good."""
+
+
+class StudentGroup:
+    """Collectives among the students, each with a deadline.
+
+    Data travels over the default group (gloo on CPU, NCCL on CUDA); single integers over gloo always, so
+    that agreeing on a step costs no device sync.
+    """
+
+    def __init__(
+        self,
+        store: dist.Store,
+        *,
+        rank: int,
+        global_ranks: tuple[int, ...],
+        peers: dict[int, tuple[str, int]],
+        backend: str,
+        timeout_s: float,
+    ) -> None:
+        """Join as student ``rank``; ``global_ranks`` and ``peers`` serve to name a lost sibling."""
+        self.rank, self.size = rank, len(global_ranks)
+        self._global_ranks, self._peers, self._timeout_s = global_ranks, peers, timeout_s
+        timeout = timedelta(seconds=timeout_s)
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("students", store),
+            rank=rank,
+            world_size=self.size,
+            timeout=timeout,
+        )
+        self._control = None if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+
+    def agree(self, value: int) -> int:
+        """The largest ``value`` of all students; the same on each. Raises PeerLost."""
+        tensor = torch.tensor([value])
+        try:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._control)
+        except RuntimeError as error:
+            raise self.lost(error) from error
+        return int(tensor.item())
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """``tensor`` becomes, in place, the sum over all students. Raises PeerLost."""
+        try:
+            dist.all_reduce(tensor)
+        except RuntimeError as error:
+            raise self.lost(error) from error
+        return tensor
+
+    def lost(self, error: Exception) -> PeerLost:
+        """What to raise when a collective failed with ``error``: names the siblings that are gone."""
+        here = socket.gethostname()
+        gone = [
+            f"rank {rank} (process {pid} on {host})"
+            for rank in self._global_ranks
+            for host, pid in [self._peers[rank]]
+            if host == here and not _alive(pid)
+        ]
+        whom = ", ".join(gone) or f"one of ranks {list(self._global_ranks)}"
+        reason = str(error).split("This is typically")[0].strip()
+        return PeerLost(f"student {self.rank} lost {whom} (limit {self._timeout_s:.0f} s): {reason}")
+
+    def leave(self) -> None:
+        """Destroy the group; only after every student agreed that it is done."""
+        dist.destroy_process_group()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

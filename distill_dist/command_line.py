@@ -1,0 +1,126 @@
+"""What every launcher does around its work: arguments, configuration, one JSON line, exit code.
+
+Exit codes: 0 done; 2 the user's input is wrong (one message, no traceback); 75 stopped in good order and
+resumable; 130 interrupted at the keyboard; 1 with a traceback is a bug. Nothing here imports torch, so
+`--help` and a wrong key answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from distill_dist.config.check import Need
+from distill_dist.config.describe import help_text
+from distill_dist.config.load import load_config
+from distill_dist.config.schema import RunConfig
+from distill_dist.errors import EXIT_RESUMABLE, EXIT_USER_ERROR, Interrupted, UserError
+
+EXIT_KEYBOARD = 130  # 128 + SIGINT, as shells count
+
+Main = Callable[[RunConfig, argparse.Namespace], dict[str, Any] | None]
+
+
+def launch(
+    main: Main,
+    *,
+    description: str,
+    flags: Callable[[argparse.ArgumentParser], None] | None = None,
+    need: Need = "train",
+    config_path: Callable[[argparse.Namespace], Path | None] | None = None,
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Read the command line, run ``main(config, args)``, print its result as one JSON line, and exit.
+
+    ``flags`` adds the launcher's own options to the parser; ``need`` says how much of the configuration the
+    launcher reads; ``config_path`` names the file where `--config` is absent (say, the run folder's own).
+    The JSON line comes from rank 0 only (environment variable RANK, absent in a single process). Always
+    raises SystemExit, except for a bug in ``main``, whose exception goes through.
+    """
+    rank = os.environ.get("RANK") or "0"
+    try:
+        args, config = _read(build_parser(description, flags), config_path, need, argv)
+    except UserError as error:
+        # every rank reads the same words: one message is enough
+        _exit(EXIT_USER_ERROR, f"error: {error}" if rank == "0" else None)
+    try:
+        result = main(config, args)
+    except UserError as error:
+        _exit(EXIT_USER_ERROR, None if error.said else _label(f"error: {error}", rank))
+    except Interrupted as error:
+        _exit(EXIT_RESUMABLE, _label(f"stopped: {error}", rank))
+    except KeyboardInterrupt:
+        _exit(EXIT_KEYBOARD, None)
+    if result is not None and rank == "0":
+        _print_json(result)
+    _exit(0, None)
+
+
+def _read(
+    parser: argparse.ArgumentParser,
+    config_path: Callable[[argparse.Namespace], Path | None] | None,
+    need: Need,
+    argv: Sequence[str] | None,
+) -> tuple[argparse.Namespace, RunConfig]:
+    # intermixed: overrides may stand before, between and after options
+    args = parser.parse_intermixed_args(argv)
+    path = args.config or (config_path(args) if config_path else None)
+    if path is None and not args.overrides:
+        hint = f"see {parser.prog} --help"
+        raise UserError(f"no configuration: give --config FILE (configs/ has some) or key=value; {hint}")
+    return args, load_config(path, args.overrides, need=need)
+
+
+def build_parser(
+    description: str, flags: Callable[[argparse.ArgumentParser], None] | None = None
+) -> argparse.ArgumentParser:
+    """A launcher's parser: `--config`, overrides, its own ``flags``, and what DeepSpeed's launcher adds."""
+    parser = _Parser(
+        description=description,
+        epilog=help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # or --conf would work until a launcher adds --confirm
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of the run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="fields of the configuration, over the file's"
+    )
+    # DeepSpeed's launcher appends it to every script; ranks come from the environment
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    if flags is not None:
+        flags(parser)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong arguments become UserErrors, so that they read like every other message."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {Path(self.prog).name} --help)")
+
+
+def _label(message: str, rank: str) -> str:
+    return message if rank == "0" else f"[rank {rank}] {message}"
+
+
+def _print_json(result: dict[str, Any]) -> None:
+    """One line; a reader that has gone (`| head`) is no error of ours."""
+    line = json.dumps(result, allow_nan=False)
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        # Python's documentation of SIGPIPE: the interpreter may flush once more at exit; give it a place
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _exit(code: int, message: str | None) -> NoReturn:
+    if message is not None:
+        with contextlib.suppress(BrokenPipeError):
+            print(message, file=sys.stderr, flush=True)
+    raise SystemExit(code)

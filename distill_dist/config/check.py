@@ -1,0 +1,262 @@
+"""Ranges of single fields and rules between fields. Every rule yields lines; nothing stops at the first.
+
+:data:`RANGES` is the one place that says which numbers a field takes; the reference prints its words.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from distill_dist.config.deepspeed_json import load_deepspeed_json
+from distill_dist.config.fields import value_at
+from distill_dist.config.schema import RunConfig
+from distill_dist.errors import UserError
+
+Need = Literal["prepare", "train", "evaluate"]
+"""Which launcher asks: rules on parts that it does not read are left out."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Finite numbers from ``low`` to ``high``; an `open` end is not in it."""
+
+    low: float
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        return above and below and math.isfinite(value)
+
+    @property
+    def words(self) -> str:
+        """As a user would say it: `at least 1`, `above 0`, `0 to below 1`."""
+        if self.high == math.inf:
+            return f"above {self.low}" if self.low_open else f"at least {self.low}"
+        low = f"above {self.low}" if self.low_open else f"{self.low}"
+        return f"{low} to {'below ' if self.high_open else ''}{self.high}"
+
+
+_COUNT = Range(1)
+_COUNT_OR_NONE = Range(0)
+_SHARE = Range(0, 1)
+_SECONDS = Range(0, low_open=True)
+_SEED = Range(0, 2**32 - 1)  # numpy takes no larger one
+
+RANGES: dict[str, Range] = {
+    "seed": _SEED,
+    "data.max_length": Range(8, 8192),
+    "data.rows_per_shard": _COUNT,
+    "data.synthetic.train_rows": _COUNT,
+    "data.synthetic.dev_rows": _COUNT,
+    "data.synthetic.max_steps": Range(1, 6),
+    "data.synthetic.label_noise": _SHARE,
+    "data.synthetic.seed": _SEED,
+    "student.shape.hidden_size": _COUNT,
+    "student.shape.num_hidden_layers": _COUNT,
+    "student.shape.num_attention_heads": _COUNT,
+    "student.shape.intermediate_size": _COUNT,
+    "student.layers": _COUNT,
+    "student.layer_list": _COUNT,
+    "student.dropout": Range(0, 1, high_open=True),
+    "teacher.prefetch": Range(1, 256),
+    "teacher.deadline_s": _SECONDS,
+    "teacher.lease_s": _SECONDS,
+    "weight.kd": _SHARE,
+    "weight.patience": Range(0),
+    "weight.gradient": Range(0),
+    "objective.temperature": Range(0, low_open=True),
+    "objective.teacher_layers": _COUNT,
+    "objective.student_layers": _COUNT,
+    "batch.size": _COUNT,
+    "batch.micro_tokens": _COUNT,
+    "batch.length_window": _COUNT,
+    "batch.pad_to": _COUNT_OR_NONE,
+    "train.learning_rate": Range(0, low_open=True),
+    "train.weight_decay": Range(0),
+    "train.warmup_share": _SHARE,
+    "train.epochs": _COUNT,
+    "train.max_steps": _COUNT_OR_NONE,
+    "train.clip_norm": Range(0),
+    "train.checkpoint_every": _COUNT_OR_NONE,
+    "train.keep_last": _COUNT,
+    "train.log_every": _COUNT,
+    "cluster.teachers": _COUNT_OR_NONE,
+    "cluster.threads": _COUNT_OR_NONE,
+    "cluster.rendezvous_s": _SECONDS,
+    "cluster.collective_s": _SECONDS,
+}
+"""Dotted key -> the numbers it takes; for a list, each of its entries."""
+
+
+def is_gradient_method(method: str) -> bool:
+    """Whether the method matches input gradients, so that the student is differentiated twice."""
+    return method in ("gkd", "gkd_cls")
+
+
+def matches_states(method: str) -> bool:
+    """Whether the method matches [CLS] states of inner layers."""
+    return method in ("pkd", "gkd_cls")
+
+
+def check_config(config: RunConfig, *, need: Need = "train") -> list[str]:
+    """One line per problem of a tree whose method-dependent fields are filled in; empty when all is well.
+
+    With ``need="train"`` the file `deepspeed_config` is read too.
+    """
+    rules: list[Callable[[RunConfig], Iterator[str]]] = [_ranges, _data]
+    if need == "train":
+        rules += [_student_source, _student_layers, _method, _matched_layers, _batch, _run]
+    return [problem for rule in rules for problem in rule(config)]
+
+
+def _problem(config: RunConfig, key: str, text: str) -> str:
+    value = value_at(config, key)
+    shown = "null" if value is None else repr(list(value) if isinstance(value, tuple) else value)
+    return f"{key} = {shown}: {text}"
+
+
+def _ranges(config: RunConfig) -> Iterator[str]:
+    for key, allowed in RANGES.items():
+        value = value_at(config, key)
+        numbers: Sequence[Any] = value if isinstance(value, tuple) else () if value is None else (value,)
+        if not all(number in allowed for number in numbers):
+            entries = "every entry " if isinstance(value, tuple) else ""
+            yield _problem(config, key, f"{entries}must be {allowed.words}")
+
+
+def _data(config: RunConfig) -> Iterator[str]:
+    data = config.data
+    if not data.prepared:
+        yield _problem(config, "data.prepared", "required: the folder that launcher/prepare.py fills")
+    if data.source != "synthetic_nli":
+        if not data.path:
+            yield _problem(config, "data.path", f"required with data.source: {data.source}")
+        if not data.tokenizer:
+            yield _problem(config, "data.tokenizer", f"required with data.source: {data.source}")
+    for split in ("train", "dev"):
+        if split not in data.splits:
+            yield _problem(config, "data.splits", f"'{split}' is missing; train and dev are required")
+    for split, place in data.splits.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", split):
+            yield _problem(config, "data.splits", f"'{split}' must be letters, digits, _ and -")
+        if not place:
+            yield _problem(config, "data.splits", f"'{split}' names no file or split")
+    yield from _columns(config)
+
+
+def _columns(config: RunConfig) -> Iterator[str]:
+    data = config.data
+    if len(data.text_columns) > 2 or len(set(data.text_columns)) < len(data.text_columns):
+        yield _problem(config, "data.text_columns", "one or two different columns")
+    if len(set(data.labels)) < len(data.labels) or len(data.labels) == 1:
+        yield _problem(config, "data.labels", "at least two different class names")
+    if data.task == "custom" and data.source != "synthetic_nli":
+        for key in ("data.text_columns", "data.label_column", "data.labels"):
+            if not value_at(config, key):
+                yield _problem(config, key, "required with data.task: custom (a GLUE task brings its own)")
+
+
+def _student_source(config: RunConfig) -> Iterator[str]:
+    student, shape = config.student, config.student.shape
+    if student.path:
+        return
+    if shape.num_attention_heads > 0 and shape.hidden_size % shape.num_attention_heads:
+        key = "student.shape.hidden_size"
+        heads = shape.num_attention_heads
+        yield _problem(config, key, f"must be a multiple of student.shape.num_attention_heads = {heads}")
+    if student.architecture == "distilbert":
+        yield _problem(config, "student.architecture", "needs student.path: the BERT whose layers fill it")
+    if student.layers is not None:
+        yield _problem(config, "student.layers", "needs student.path; else shape.num_hidden_layers counts")
+    if student.freeze_embeddings:
+        text = "needs student.path (random embeddings must be trained)"
+        if is_gradient_method(config.method):
+            text += f"; true is what {config.method} derives: give a path, or set it to false"
+        yield _problem(config, "student.freeze_embeddings", text)
+
+
+def _student_layers(config: RunConfig) -> Iterator[str]:
+    student = config.student
+    if student.layer_copy != "list":
+        if student.layer_list:
+            yield _problem(config, "student.layer_list", f"needs layer_copy: list, not {student.layer_copy}")
+        return
+    if not student.path:
+        yield _problem(config, "student.layer_copy", "needs student.path: the model whose layers are copied")
+    if len(student.layer_list) != student.layers:
+        text = f"student.layers = {student.layers or 'null'}; both must count the same layers"
+        yield _problem(config, "student.layer_list", text)
+    if not _increasing(student.layer_list):
+        yield _problem(config, "student.layer_list", "must be strictly increasing")
+
+
+def _method(config: RunConfig) -> Iterator[str]:
+    method, student = config.method, config.student
+    if method == "finetune":
+        if config.cluster.teachers > 0:
+            yield _problem(config, "cluster.teachers", "method finetune asks no teacher; must be 0")
+    elif not config.teacher.path:
+        yield _problem(config, "teacher.path", f"required with method: {method}")
+    if is_gradient_method(method):
+        if student.dropout:
+            text = f"must be 0 with method: {method} (gradients under dropout are biased, METHOD.md §2)"
+            yield _problem(config, "student.dropout", text)
+        if student.attention != "eager":
+            text = f"must be eager or auto with method: {method} (no fused kernel has a second derivative)"
+            yield _problem(config, "student.attention", text)
+
+
+def _matched_layers(config: RunConfig) -> Iterator[str]:
+    objective, student = config.objective, config.student
+    if len(objective.teacher_layers) != len(objective.student_layers):
+        others = list(objective.student_layers)
+        text = f"as many as objective.student_layers = {others}, or both empty"
+        yield _problem(config, "objective.teacher_layers", text)
+    for key in ("objective.teacher_layers", "objective.student_layers"):
+        if not _increasing(value_at(config, key)):
+            yield _problem(config, key, "must be strictly increasing")
+    layers = student.layers if student.path else student.shape.num_hidden_layers
+    if layers is None:
+        return
+    if max(objective.student_layers, default=0) > layers:
+        yield _problem(config, "objective.student_layers", f"the student has {layers} layers")
+    if matches_states(config.method) and layers == 1 and not objective.student_layers:
+        text = f"empty means 1 to layers - 1, and the student has one layer; {config.method} needs some"
+        yield _problem(config, "objective.student_layers", text)
+
+
+def _increasing(numbers: Sequence[int]) -> bool:
+    return all(a < b for a, b in pairwise(numbers))
+
+
+def _batch(config: RunConfig) -> Iterator[str]:
+    batch, max_length = config.batch, config.data.max_length
+    if 0 < batch.pad_to < max_length:
+        yield _problem(config, "batch.pad_to", f"must be 0 or at least data.max_length = {max_length}")
+    longest = max(max_length, batch.pad_to)
+    if batch.micro_tokens < longest:
+        name = "data.max_length" if longest == max_length else "batch.pad_to"
+        yield _problem(config, "batch.micro_tokens", f"one row must fit: at least {name} = {longest}")
+
+
+def _run(config: RunConfig) -> Iterator[str]:
+    if not config.run_dir:
+        yield _problem(config, "run_dir", "required: the folder of everything the run writes")
+    elif Path(config.run_dir) == Path(config.data.prepared):
+        yield _problem(config, "run_dir", "must not be data.prepared")
+    if config.teacher.lease_s <= config.teacher.deadline_s:
+        deadline_s = config.teacher.deadline_s
+        yield _problem(config, "teacher.lease_s", f"must be above teacher.deadline_s = {deadline_s}")
+    try:
+        load_deepspeed_json(Path(config.deepspeed_config))
+    except UserError as error:
+        yield from str(error).splitlines()

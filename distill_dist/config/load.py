@@ -1,0 +1,257 @@
+"""YAML and `key=value` -> a frozen :class:`RunConfig`, or one message. Only here is omegaconf known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from distill_dist.config.check import Need, check_config, is_gradient_method
+from distill_dist.config.fields import (
+    SchemaField,
+    join,
+    nearest_key,
+    nearest_name,
+    schema_fields,
+    schema_sections,
+    value_at,
+)
+from distill_dist.config.schema import DataConfig, RunConfig
+from distill_dist.errors import UserError
+
+
+def load_config(path: Path | None, overrides: Sequence[str], *, need: Need = "train") -> RunConfig:
+    """The run's configuration: defaults <- ``path`` <- ``overrides`` (`dotted.key=value`), checked.
+
+    ``need`` says which launcher asks: `prepare` wants only what preparing reads. A mapping such as
+    `data.splits` in the file replaces the default; one on the command line adds to the file's.
+
+    Raises UserError: one message that lists every problem found (missing or broken file, unknown key, wrong
+    type, value out of range, inconsistent pair, interpolation that leads nowhere).
+    """
+    source = f"configuration {path}" if path is not None else "configuration"
+    from_file = [] if path is None else list(_leaves(_read_yaml(path), ""))
+    from_command_line = [leaf for override in overrides for leaf in _leaves(_read_override(override), "")]
+    config, problems = _merge(from_file, from_command_line)
+    if problems:
+        raise UserError(format_problems(source, problems))
+    problems = check_config(resolved := resolve_defaults(config), need=need)
+    if problems:
+        raise UserError(format_problems(source, problems))
+    return resolved
+
+
+def resolve_defaults(config: RunConfig) -> RunConfig:
+    """The same tree with the method's own defaults in place of `None` and `auto` (METHOD.md §1, §2).
+
+    `weight.gradient` stays None for methods without gradients, and `student.layers` where all are kept.
+    """
+    gradients = is_gradient_method(config.method)
+    student, weight, objective = config.student, config.weight, config.objective
+    if student.dropout is None:
+        student = replace(student, dropout=0.0 if gradients else 0.1)
+    if student.freeze_embeddings is None:
+        student = replace(student, freeze_embeddings=gradients)
+    if student.attention == "auto":
+        student = replace(student, attention="eager" if gradients else "sdpa")
+    if weight.gradient is None and gradients:
+        weight = replace(weight, gradient=0.5 if config.method == "gkd" else 0.1)
+    if objective.kd_scale == "auto":
+        objective = replace(objective, kd_scale="mean" if gradients else "sum")
+    return replace(config, student=student, weight=weight, objective=objective)
+
+
+def dump_config(config: RunConfig) -> str:
+    """``config`` as YAML; :func:`load_config` of it gives an equal tree.
+
+    A value that holds `${` would be read back as an interpolation: UserError.
+    """
+    literal = [key for key in schema_fields() if "${" in str(value_at(config, key))]
+    if literal:
+        raise UserError(f"{', '.join(literal)}: '${{' in a value cannot be written to YAML and read back")
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def format_problems(source: str, problems: Sequence[str]) -> str:
+    """One message: the problem, or their number and one line each."""
+    if len(problems) == 1:
+        return f"{source}: {problems[0]}"
+    return f"{source}: {len(problems)} problems\n" + "\n".join(f"  {problem}" for problem in problems)
+
+
+# ------------------------------------------------------------------ reading
+
+# (dotted key, value, problem): what stands in a file or override; `problem` is set where the key is wrong
+_Leaf = tuple[str, Any, str | None]
+
+
+def _read_yaml(path: Path) -> Any:
+    """The file as plain containers, interpolations unresolved."""
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(f"configuration {path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"configuration {path}: not valid YAML: {_yaml_problem(error)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"configuration {path}: not UTF-8 text: {error}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"configuration {path}: {error.full_key or 'a key'}: {_first_line(error)}") from None
+    except OSError as error:
+        # omegaconf says OSError too when the file holds a bare word or number
+        reason = error.strerror or "a mapping of fields is needed, e.g. 'method: gkd_cls'"
+        raise UserError(f"configuration {path}: {reason}") from None
+    tree = OmegaConf.to_container(loaded, resolve=False)
+    if not isinstance(tree, dict):
+        raise UserError(f"configuration {path}: it holds a list; a mapping of fields is needed")
+    return tree
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    mark = error.problem_mark or error.context_mark
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return f"{place}{error.problem or error.context}"
+
+
+def _read_override(text: str) -> Any:
+    """`a.b=value` as nested containers; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        hint = nearest_key(text)
+        raise UserError(f"'{text}': an override is written key=value" + (f", e.g. {hint}=…" if hint else ""))
+    if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+        raise UserError(f"'{text}': the key before '=' is not a dotted name such as batch.size")
+    if not value.strip():
+        raise UserError(
+            f"'{text}': nothing stands after '='; for an empty text write '{key}=\"\"' (quoted for the "
+            f"shell), for no value {key}=null, for an empty list {key}=[]"
+        )
+    try:
+        loaded = OmegaConf.from_dotlist([text])
+    except yaml.YAMLError as error:
+        raise UserError(f"'{text}': the value is not valid YAML: {_yaml_problem(error)}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"'{text}': {_first_line(error)}") from None
+    return OmegaConf.to_container(loaded, resolve=False)
+
+
+def _leaves(tree: Any, prefix: str) -> Iterator[_Leaf]:
+    """The tree's values by dotted key, down to the schema's leaves; wrong keys come with their problem."""
+    if not isinstance(tree, Mapping):
+        example = next(key for key in schema_fields() if key.startswith(f"{prefix}."))
+        yield prefix, tree, f"'{prefix}' is a section: its fields go below it, e.g. {example}"
+        return
+    for name, value in tree.items():
+        key = join(prefix, str(name))
+        if key in schema_sections():
+            yield from _leaves(value, key)
+        elif key in schema_fields() and "." not in str(name):
+            yield key, value, None
+        else:
+            yield key, value, _unknown_key(key, prefix, str(name))
+
+
+def _unknown_key(key: str, prefix: str, name: str) -> str:
+    if "." in name and key in schema_fields():
+        return f"in YAML a dotted key is written nested: {name.replace('.', ': {')}: …{'}' * name.count('.')}"
+    if near := nearest_key(key):
+        return f"no such field; nearest valid name: {near}"
+    names = [field.name for field in fields(schema_sections()[prefix])]
+    return f"no such field; {prefix or 'the top level'} has {', '.join(names)}"
+
+
+# ------------------------------------------------------------------ merging
+
+
+def _merge(from_file: Sequence[_Leaf], from_command_line: Sequence[_Leaf]) -> tuple[RunConfig, list[str]]:
+    """The tree of all values, and the problems; the tree means nothing where there are problems."""
+    replaces_splits = any(key == "data.splits" for key, _, _ in from_file)
+    defaults = RunConfig(data=DataConfig(splits={})) if replaces_splits else RunConfig()
+    tree: DictConfig = OmegaConf.structured(defaults)
+    problems: list[str] = []
+    for key, value, problem in (*from_file, *from_command_line):
+        problem = problem or _value_problem(schema_fields()[key], value)
+        if problem is None:
+            try:
+                tree = OmegaConf.merge(tree, _nest(key, value))  # type: ignore[assignment]
+            except (OmegaConfBaseException, TypeError):  # TypeError: a mapping where a list belongs
+                problem = _type_problem(schema_fields()[key], value)
+        if problem is not None:
+            problems.append(_line(key, value, problem))
+    problems += _unresolved(tree)
+    return (RunConfig() if problems else _to_object(tree)), problems
+
+
+def _to_object(tree: DictConfig) -> RunConfig:
+    try:
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise UserError(f"configuration: {_first_line(error)}") from None
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+def _line(key: str, value: Any, problem: str) -> str:
+    shown = "null" if value is None else repr(value)
+    return f"{key} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {problem}"
+
+
+def _value_problem(field: SchemaField, value: Any) -> str | None:
+    """What omegaconf lets pass: `yes` as the text 'True', a list as a mapping's text, `???` as unset."""
+    listed = list(value.values()) if isinstance(value, Mapping) else value
+    entries = listed if isinstance(listed, list) else [listed]
+    if "???" in entries:
+        return "'???' is not a value"
+    if any(isinstance(entry, (Mapping, list)) for entry in entries):
+        return _type_problem(field, value)
+    holds_text = field.allowed or field.type in (str, tuple[str, ...], dict[str, str])
+    if holds_text and any(isinstance(entry, bool) for entry in entries):
+        return "YAML reads yes, no, on, off, true and false as truth values; put the text in quotes"
+    return None
+
+
+def _type_problem(field: SchemaField, value: Any) -> str:
+    if value is None:
+        return f"null is not allowed; it takes {field.words}"
+    if isinstance(value, str) and value.lower() == "none" and field.optional:
+        return f"it takes {field.words} (YAML's word for none is null)"
+    near = nearest_name(str(value), field.allowed)
+    return f"it takes {field.words}" + (f"; nearest: {near}" if near else "")
+
+
+def _unresolved(tree: DictConfig) -> list[str]:
+    """A line for every field whose interpolation leads nowhere or to a value of the wrong type."""
+    problems = []
+    for key, field in schema_fields().items():
+        prefix, _, name = key.rpartition(".")
+        node: Any = OmegaConf.select(tree, prefix) if prefix else tree
+        written = OmegaConf.to_container(node, resolve=False)[name]  # type: ignore[index, call-overload]
+        if "${" not in str(written):
+            continue
+        try:
+            value = node[name]
+            if OmegaConf.is_config(value):
+                OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            problems.append(_line(key, written, f"{_first_line(error)} (it takes {field.words})"))
+    return problems
+
+
+def _first_line(error: OmegaConfBaseException) -> str:
+    """omegaconf's own sentence without its indented notes on node types."""
+    sentence = str(error).split("\n    full_key:")[0].strip()
+    return sentence.removeprefix("KeyError raised while resolving interpolation: ").strip('"')

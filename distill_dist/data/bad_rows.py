@@ -1,0 +1,58 @@
+"""The bad rows of a `prepare`: counted, listed, and turned into one message."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TextIO
+
+from distill_dist.data.rows import BadRow
+from distill_dist.errors import UserError
+
+BAD_ROWS = "bad_rows.jsonl"
+
+
+class BadRowLog:
+    """Counts bad rows per split and lists them in `bad_rows.jsonl`; no bad rows, no file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / BAD_ROWS
+        self._file: TextIO | None = None
+        self._first: str | None = None
+        self._counts: dict[str, Counter[str]] = {}
+
+    def add(self, split: str, place: str, row: BadRow) -> None:
+        """Counts and lists one bad row of the source ``place``."""
+        if self._file is None:
+            self._file = self._path.open("w", encoding="utf-8")
+            self._first = f"{place}:{row.line}: {row.reason}"
+        self._counts.setdefault(split, Counter())[row.kind] += 1
+        record = {"split": split, "file": place, "line": row.line, "kind": row.kind, "reason": row.reason}
+        # ASCII, because the reason may quote the very bytes that are no text
+        self._file.write(json.dumps(record) + "\n")
+
+    @property
+    def any(self) -> bool:
+        """Whether there was one."""
+        return self._first is not None
+
+    def counts(self, split: str) -> dict[str, int]:
+        """Rows of ``split`` by kind, the most frequent first."""
+        return dict(self._counts.get(split, Counter()).most_common())
+
+    def close(self) -> None:
+        """Ends the list."""
+        if self._file is not None:
+            self._file.close()
+
+    def refuse(self) -> None:
+        """UserError with the first bad row and the count of all, if there was one."""
+        if self._first is None:
+            return
+        total = sum(self._counts.values(), Counter())
+        kinds = ", ".join(f"{count} {kind}" for kind, count in total.most_common())
+        raise UserError(
+            f"{self._first}\n{total.total()} bad rows in all: {kinds}. "
+            "Mend them, or set data.on_bad_row=skip to leave them out"
+        )

@@ -1,0 +1,62 @@
+"""Token rows -> one padded Batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from distill_dist.records import Batch
+
+
+class TokenRow(Protocol):
+    """One prepared row as :mod:`distill_dist.data.shards` reads it."""
+
+    @property
+    def row(self) -> int:
+        """Row number in the prepared split."""
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        """int64 [L], special tokens included."""
+
+    @property
+    def token_type_ids(self) -> np.ndarray:
+        """int64 [L]."""
+
+    @property
+    def label(self) -> int:
+        """Class number."""
+
+
+def collate(examples: Sequence[TokenRow], *, pad_token_id: int, pad_to: int = 0) -> Batch:
+    """The rows as one batch of real rows [B, L]: L is the longest row, or ``pad_to`` tokens if it is set."""
+    assert examples, "a batch has at least one row"
+    longest = max(len(example.input_ids) for example in examples)
+    assert not pad_to or longest <= pad_to, f"a row of {longest} tokens is longer than pad_to {pad_to}"
+    shape = (len(examples), pad_to or longest)
+    input_ids_BL = np.full(shape, pad_token_id, dtype=np.int64)
+    attention_mask_BL = np.zeros(shape, dtype=np.int64)
+    token_type_ids_BL = np.zeros(shape, dtype=np.int64)
+    for position, example in enumerate(examples):
+        length = len(example.input_ids)
+        input_ids_BL[position, :length] = example.input_ids
+        attention_mask_BL[position, :length] = 1
+        token_type_ids_BL[position, :length] = example.token_type_ids
+    return Batch(
+        ids_B=torch.tensor([example.row for example in examples], dtype=torch.int64),
+        input_ids_BL=torch.from_numpy(input_ids_BL),
+        attention_mask_BL=torch.from_numpy(attention_mask_BL),
+        token_type_ids_BL=torch.from_numpy(token_type_ids_BL),
+        labels_B=torch.tensor([example.label for example in examples], dtype=torch.int64),
+        is_real_B=torch.ones(len(examples), dtype=torch.bool),
+    )
+
+
+def filler(example: TokenRow, *, pad_token_id: int, pad_to: int = 0) -> Batch:
+    """One row that counts for nothing (``is_real_B`` False): what a rank without a share computes."""
+    batch = collate([example], pad_token_id=pad_token_id, pad_to=pad_to)
+    return replace(batch, is_real_B=torch.zeros(1, dtype=torch.bool))

@@ -1,0 +1,105 @@
+"""manifest.json of a prepared folder: what is in it, and everything that determined it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distill_dist.durable import write_json
+from distill_dist.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER_FOLDER = "tokenizer"
+PREPARE_COMMAND = "python launcher/prepare.py --config FILE"
+LENGTH_BUCKET = 8  # tokens per bar of the length histogram
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar. ``file`` is relative to the prepared folder, `SPLIT/shard-000000.tar`."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    """One split. ``lengths`` counts rows by length in tokens, `"9-16"`; ``labels`` rows by class name."""
+
+    rows: int
+    tokens: int
+    truncated: int
+    bad_rows: dict[str, int]
+    lengths: dict[str, int]
+    labels: dict[str, int]
+    shards: tuple[ShardEntry, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A prepared folder. ``request`` holds what determined it: configuration, tokenizer, input checksums."""
+
+    task: str
+    metric: str
+    labels: tuple[str, ...]
+    max_length: int
+    pad_token_id: int
+    vocab_size: int
+    tokenizer: str  # fingerprint: sha256 over the files of the tokenizer folder
+    splits: dict[str, SplitEntry]
+    request: dict[str, Any]
+    format: int = FORMAT_VERSION
+
+
+def save_manifest(manifest: Manifest, prepared: Path) -> None:
+    """Writes manifest.json into ``prepared``."""
+    write_json(prepared / MANIFEST, asdict(manifest))
+
+
+def load_manifest(prepared: Path) -> Manifest:
+    """The manifest of ``prepared``; UserError if it is absent, broken or of another format."""
+    path = prepared / MANIFEST
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"data.prepared: no prepared data in {prepared}: run {PREPARE_COMMAND} first"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} is broken ({error}): prepare again with {PREPARE_COMMAND} --replace"
+        ) from error
+    version = record.get("format") if isinstance(record, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format {version}, this version reads {FORMAT_VERSION}: "
+            f"prepare again with {PREPARE_COMMAND} --replace"
+        )
+    try:
+        return _from_record(record)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is broken ({error!r}): prepare again with {PREPARE_COMMAND} --replace"
+        ) from error
+
+
+def manifest_hash(manifest: Manifest) -> str:
+    """sha256 of the rows themselves and their meaning: equal for equal shards, wherever they came from."""
+    content = asdict(manifest)
+    del content["request"]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _from_record(record: dict[str, Any]) -> Manifest:
+    splits = {
+        name: SplitEntry(**{**split, "shards": tuple(ShardEntry(**shard) for shard in split["shards"])})
+        for name, split in record["splits"].items()
+    }
+    return Manifest(**{**record, "labels": tuple(record["labels"]), "splits": splits})

@@ -1,0 +1,205 @@
+"""Rows of a source -> a prepared folder: shards, indexes, tokenizer, manifest. Whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from distill_dist.config.schema import DataConfig
+from distill_dist.data.bad_rows import BadRowLog
+from distill_dist.data.manifest import (
+    MANIFEST,
+    TOKENIZER_FOLDER,
+    Manifest,
+    SplitEntry,
+    load_manifest,
+    save_manifest,
+)
+from distill_dist.data.request import build_request, list_changes
+from distill_dist.data.rows import RawRow, TextRow, check_row
+from distill_dist.data.shard_writer import ShardWriter
+from distill_dist.data.shards import find_damage
+from distill_dist.data.sources import Source, open_sources
+from distill_dist.data.tasks import Task, resolve_task
+from distill_dist.data.tokenization import RowTokenizer, load_tokenizer
+from distill_dist.durable import durable_folder
+from distill_dist.errors import UserError
+
+# Rows per call of the tokenizer: enough for all cores, little enough to keep in memory.
+BATCH_ROWS = 2048
+
+T = TypeVar("T")
+
+
+def prepare(config: DataConfig, *, progress: bool = True, replace: bool = False) -> dict[str, Any]:
+    """Writes `data.prepared` and returns its counts, as JSON. Does nothing if it already holds the same.
+
+    ``progress`` draws bars on stderr; ``replace`` overwrites a folder that was prepared from something else.
+    Raises UserError for bad input (nothing is left behind), and for a folder that holds something else.
+    """
+    started = time.monotonic()
+    if not config.prepared:
+        raise UserError("data.prepared is empty: name the folder to write")
+    folder = Path(config.prepared).resolve()
+    _remove_leftovers(folder)
+    _refuse_foreign(folder)
+    task = resolve_task(config)
+    sources = open_sources(config, task)
+    tokenizer = load_tokenizer(config)
+    request = build_request(config, task, tokenizer=tokenizer.fingerprint, sources=sources)
+    manifest = None if replace else _reusable(folder, request)
+    reused = manifest is not None
+    if manifest is None:
+        manifest = _build(folder, config, task, sources, tokenizer, request, progress)
+    return _summary(config.prepared, manifest, reused=reused, seconds=time.monotonic() - started)
+
+
+def _build(
+    folder: Path,
+    config: DataConfig,
+    task: Task,
+    sources: dict[str, Source],
+    tokenizer: RowTokenizer,
+    request: dict[str, Any],
+    progress: bool,
+) -> Manifest:
+    with durable_folder(folder) as temporary:
+        with contextlib.closing(BadRowLog(temporary)) as bad_rows:
+            splits = {
+                split: _write_split(split, source, config, task, tokenizer, temporary, bad_rows, progress)
+                for split, source in sources.items()
+            }
+            if config.on_bad_row == "error":
+                bad_rows.refuse()
+        for split, entry in splits.items():
+            if not entry.rows:
+                skipped = f" but {sum(entry.bad_rows.values())} bad ones" if entry.bad_rows else ""
+                raise UserError(f"{sources[split].place} has no rows{skipped}")
+        tokenizer.save(temporary / TOKENIZER_FOLDER)
+        manifest = Manifest(
+            task=config.task,
+            metric=task.metric,
+            labels=task.labels,
+            max_length=config.max_length,
+            pad_token_id=tokenizer.pad_token_id,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer=tokenizer.fingerprint,
+            splits=splits,
+            request=request,
+        )
+        save_manifest(manifest, temporary)
+    return manifest
+
+
+def _write_split(
+    split: str,
+    source: Source,
+    config: DataConfig,
+    task: Task,
+    tokenizer: RowTokenizer,
+    folder: Path,
+    bad_rows: BadRowLog,
+    progress: bool,
+) -> SplitEntry:
+    total, rows = source.open()
+    truncated = 0
+    writer = ShardWriter(folder, split, rows_per_shard=config.rows_per_shard, dtype=tokenizer.dtype)
+    with (
+        contextlib.closing(writer),
+        tqdm(
+            total=total, desc=f"prepare {split}", unit=" rows", file=sys.stderr, disable=not progress
+        ) as bar,
+    ):
+        for batch in _batches(rows, BATCH_ROWS):
+            good = []
+            for raw in batch:
+                row = check_row(raw, task.labels) if isinstance(raw, RawRow) else raw
+                if isinstance(row, TextRow):
+                    good.append(row)
+                else:
+                    bad_rows.add(split, source.place, row)
+            # A run that will be refused only counts from here on.
+            if not (bad_rows.any and config.on_bad_row == "error"):
+                for row, encoded in zip(good, tokenizer.encode([row.texts for row in good]), strict=True):
+                    truncated += encoded.truncated
+                    writer.add(encoded.tokens, row)
+            bar.update(len(batch))
+        bar.total = bar.n  # what was expected counts lines, headers and line ends inside of fields too
+        return writer.finish(truncated=truncated, bad_rows=bad_rows.counts(split), labels=task.labels)
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _reusable(folder: Path, request: dict[str, Any]) -> Manifest | None:
+    """The manifest of ``folder`` if it holds what is asked, None if it has to be made; else UserError."""
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = load_manifest(folder)
+    changes = list_changes(manifest, request)
+    if changes:
+        raise UserError(
+            f"data.prepared {folder} was prepared from something else:\n  "
+            + "\n  ".join(changes)
+            + "\nName another folder in data.prepared, or prepare with --replace to overwrite it"
+        )
+    damage = find_damage(folder, manifest)
+    if damage is not None:
+        print(f"{damage}: now", file=sys.stderr)
+        return None
+    print(f"{folder} is already prepared from the same input: nothing to do", file=sys.stderr)
+    return manifest
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """UserError if ``folder`` is somebody else's: what stands there would be deleted."""
+    if not folder.exists() or (folder / MANIFEST).exists():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise UserError(f"data.prepared {folder} exists and was not made by prepare: name another folder")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes the temporary folders that killed runs left beside ``folder`` (see durable_folder)."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)\.tmp")
+    for path in folder.parent.glob(".*.tmp"):
+        match = pattern.fullmatch(path.name)
+        if match and not _is_alive(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _summary(folder: str, manifest: Manifest, *, reused: bool, seconds: float) -> dict[str, Any]:
+    splits = manifest.splits.values()
+    return {
+        "folder": folder,
+        "rows": {name: split.rows for name, split in manifest.splits.items()},
+        "tokens": sum(split.tokens for split in splits),
+        "truncated": sum(split.truncated for split in splits),
+        "bad_rows": sum(sum(split.bad_rows.values()) for split in splits),
+        "labels": list(manifest.labels),
+        "reused": reused,
+        "seconds": round(seconds, 2),
+    }

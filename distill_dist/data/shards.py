@@ -1,0 +1,135 @@
+"""Random rows of a prepared split, by memory map, each checked against its checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_dist.data.manifest import PREPARE_COMMAND, Manifest, ShardEntry, load_manifest
+from distill_dist.data.shard_index import ShardIndex, index_path, parse_index
+from distill_dist.durable import sha256_file
+from distill_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised row. ``input_ids`` and ``token_type_ids`` int64 [L], special tokens included."""
+
+    row: int
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray
+    label: int
+
+
+class PreparedSplit:
+    """The rows of one split. Holds the index in memory (32 bytes a row) and maps the shards when touched.
+
+    ``lengths`` uint16, ``labels``, ``clean_labels`` and ``difficulties`` int32 (-1: unknown), all [rows].
+    """
+
+    def __init__(self, paths: list[Path], indexes: list[ShardIndex]) -> None:
+        """``indexes`` belong to the shards at ``paths``; at least one."""
+        self._paths = paths
+        self._starts = np.cumsum([0] + [len(index.offset) for index in indexes[:-1]])
+        self._offsets = np.concatenate([index.offset for index in indexes])
+        self._checksums = np.concatenate([index.crc32 for index in indexes])
+        self._dtypes = [np.dtype(str(index.dtype)) for index in indexes]
+        self._maps: dict[int, mmap.mmap] = {}
+        self.lengths = np.concatenate([index.length for index in indexes])
+        self.labels = np.concatenate([index.label for index in indexes])
+        self.clean_labels = np.concatenate([index.clean_label for index in indexes])
+        self.difficulties = np.concatenate([index.difficulty for index in indexes])
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the split."""
+        return len(self._offsets)
+
+    def read(self, rows: np.ndarray) -> list[Example]:
+        """The rows with these numbers, in this order; UserError if a row's bytes are not those written."""
+        numbers = np.asarray(rows, dtype=np.int64)
+        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < self.num_rows):
+            raise IndexError(f"rows {numbers.min()} to {numbers.max()} asked of a split of {self.num_rows}")
+        shards = np.searchsorted(self._starts, numbers, side="right") - 1
+        # As lists at once: reading a numpy scalar costs as much as reading the row.
+        columns = (
+            numbers,
+            shards,
+            *(x[numbers] for x in (self._offsets, self.lengths, self._checksums, self.labels)),
+        )
+        return [self._example(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+    def _example(self, row: int, shard: int, offset: int, length: int, checksum: int, label: int) -> Example:
+        dtype = self._dtypes[shard]
+        raw = self._map(shard)[offset : offset + 2 * length * dtype.itemsize]
+        if zlib.crc32(raw) != checksum:
+            raise UserError(_damaged(self._paths[shard], f"row {row} does not have its checksum"))
+        tokens = np.frombuffer(raw, dtype).reshape(2, length).astype(np.int64)
+        return Example(row, tokens[0], tokens[1], label)
+
+    def _map(self, shard: int) -> mmap.mmap:
+        if shard not in self._maps:
+            try:
+                with self._paths[shard].open("rb") as file:
+                    self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                raise UserError(_damaged(self._paths[shard], str(error))) from error
+        return self._maps[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the maps: another process makes its own."""
+        return {**self.__dict__, "_maps": {}}
+
+
+def open_split(prepared: Path, split: str) -> PreparedSplit:
+    """The split of a prepared folder, its index checked and its shards there in full length.
+
+    Raises UserError naming the shard that is missing, cut short or has another index; the splits there are;
+    or how to prepare.
+    """
+    manifest = load_manifest(prepared)
+    if split not in manifest.splits:
+        raise UserError(f"{prepared} has no split {split!r}; it has {', '.join(manifest.splits)}")
+    entries = manifest.splits[split].shards
+    indexes = [_checked_index(prepared, entry) for entry in entries]
+    return PreparedSplit([prepared / entry.file for entry in entries], indexes)
+
+
+def find_damage(prepared: Path, manifest: Manifest) -> str | None:
+    """The first shard whose bytes are not those of the manifest, and why; None if all are. Reads all."""
+    for entry in (entry for split in manifest.splits.values() for entry in split.shards):
+        try:
+            _checked_index(prepared, entry)
+        except UserError as error:
+            return str(error)
+        if sha256_file(prepared / entry.file) != entry.sha256:
+            return _damaged(prepared / entry.file, "its sha256 is not the manifest's")
+    return None
+
+
+def _checked_index(prepared: Path, entry: ShardEntry) -> ShardIndex:
+    shard = prepared / entry.file
+    try:
+        size = shard.stat().st_size
+        content = index_path(shard).read_bytes()
+    except OSError as error:
+        raise UserError(_damaged(shard, str(error))) from error
+    if size != entry.bytes:
+        raise UserError(_damaged(shard, f"it has {size} bytes instead of {entry.bytes}"))
+    if hashlib.sha256(content).hexdigest() != entry.index_sha256:
+        raise UserError(_damaged(shard, "its index does not have the manifest's sha256"))
+    try:
+        return parse_index(content)
+    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(_damaged(shard, f"its index cannot be read: {error}")) from error
+
+
+def _damaged(shard: Path, reason: str) -> str:
+    return f"shard {shard} is missing or damaged ({reason}): prepare again with {PREPARE_COMMAND}"

@@ -1,0 +1,213 @@
+"""DeepSpeed, and nothing else: the only file that imports it.
+
+What it hides: DeepSpeed divides gradients by the number of students, counts micro-batches by itself, clips by
+default, and keeps master weights and moments in partitions.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_grad,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from distill_dist.errors import UserError
+
+deepspeed.utils.logger.setLevel(logging.WARNING)  # it logs to stdout, where our one JSON line goes
+# Its CPU all-reduce through /dev/shm wants a compiler and 30 s at the first run, and leaves files behind.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
+VERSION = deepspeed.__version__
+
+
+def complete_json(deepspeed_json: dict[str, Any], *, clip_norm: float, precision: str) -> dict[str, Any]:
+    """The user's DeepSpeed JSON with what the run's YAML owns; everything with a surprising default is set."""
+    return {
+        **deepspeed_json,
+        # Micro-batches vary by step: the boundary is set by hand, and no factor may depend on these two.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": clip_norm,  # 1.0 by default, in silence (FACTS)
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": False},
+        "zero_allow_untested_optimizer": True,  # plain SGD, for comparisons
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters; biases and normalisation weights (one axis) do not decay."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class Engine:
+    """A student under ZeRO. Every method is a collective of all students unless it says otherwise."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        deepspeed_json: dict[str, Any],
+        *,
+        students: int,
+        optimizer: str,
+        weight_decay: float,
+        clip_norm: float,
+        precision: str,
+    ) -> None:
+        """Shard ``model`` over ``students`` ranks of the default process group."""
+        groups = _parameter_groups(model, weight_decay)
+        if not groups:
+            raise UserError("the student has no trainable parameter")
+        # The learning rate is set before every step; 0 would be a bug that shows at once.
+        self._inner: torch.optim.Optimizer = (
+            torch.optim.AdamW(groups, lr=0.0) if optimizer == "adamw" else torch.optim.SGD(groups, lr=0.0)
+        )
+        self._moments = MOMENTS[optimizer]
+        self._students = students
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=self._inner,
+            config=complete_json(deepspeed_json, clip_norm=clip_norm, precision=precision),
+            dist_init_required=False,
+        )
+        # At ZeRO 0 with bf16 DeepSpeed makes the moments by an empty first step, which counts in Adam's bias
+        # correction; the learning rate was 0, so only the counter has to go.
+        self._inner.state.clear()
+        self._sharded = hasattr(self._trainable()[0][1], "_hp_mapping")
+        self._masters = _unsharded_masters(self._optimizer)
+
+    @property
+    def module(self) -> nn.Module:
+        """The student itself. Forwards go through it, not through the wrapper (FACTS, second-order gradients)."""
+        return self._engine.module
+
+    @property
+    def zero_stage(self) -> int:
+        """ZeRO stage in force."""
+        return int(self._engine.zero_optimization_stage())
+
+    def backward(self, loss_share: Tensor, *, last: bool) -> None:
+        """Accumulate the gradient of this rank's share of the global loss; ``last`` micro-batch of the step.
+
+        The reduced gradient is that of the sum of all shares: DeepSpeed averages over students, hence the factor.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss_share * self._students, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float, *, measure_norm: bool = False) -> float | None:
+        """Clip, update, clear gradients. With ``measure_norm`` the gradient's norm before clipping; that syncs."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = None
+        if measure_norm and self._engine.get_global_grad_norm() is None and not self._sharded:
+            # At ZeRO 0 in fp32 DeepSpeed clips without keeping the norm.
+            norm = torch.nn.utils.get_total_norm([p.grad for _, p in self._trainable() if p.grad is not None])
+        self._engine.step()
+        if not measure_norm:
+            return None
+        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+
+    def reduced_gradients(self) -> dict[str, Tensor]:
+        """Gradient of every trainable parameter between the last backward and ``step``, before clipping."""
+        found = {}
+        for name, parameter in self._trainable():
+            gradient = safe_get_full_grad(parameter)
+            found[name] = torch.zeros_like(parameter) if gradient is None else gradient.detach().clone()
+        return found
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight of the student in fp32 on the CPU: masters where they exist, whatever the sharding."""
+        found = {name: _to_host(tensor) for name, tensor in self.module.state_dict().items()}
+        for name, parameter in self._trainable():
+            if self._sharded:
+                found[name] = _to_host(safe_get_full_fp32_param(parameter))
+            else:
+                found[name] = _to_host(self._master(parameter))
+        return found
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights, moments and the optimizer's step count by name, independent of the number of students.
+
+        Only after the first step: before it there are no moments.
+        """
+        state = {f"weights/{name}": tensor for name, tensor in self.weights().items()}
+        self._link_moments()
+        for key in self._moments:
+            for name, parameter in self._trainable():
+                if self._sharded:
+                    state[f"{key}/{name}"] = _to_host(safe_get_full_optimizer_state(parameter, key))
+                else:
+                    state[f"{key}/{name}"] = _to_host(self._inner.state[self._master(parameter)][key])
+        if self._moments:
+            first = next(iter(self._inner.state.values()))
+            state["step"] = _to_host(torch.as_tensor(first["step"]))
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state_dict``, for any number of students and any ZeRO stage."""
+        weights = {name.removeprefix("weights/"): t for name, t in state.items() if name.startswith("weights/")}
+        self.module.load_state_dict(weights, strict=True)
+        if self._moments:
+            # Torch makes moments at the first step; a resumed optimizer has not had one yet.
+            for group in self._inner.param_groups:
+                for flat in group["params"]:
+                    zeros = {key: torch.zeros_like(flat) for key in self._moments}
+                    self._inner.state[flat] = {"step": state["step"].clone(), **zeros}
+        self._link_moments()
+        for name, parameter in self._trainable():
+            moments = {key: state[f"{key}/{name}"].to(parameter.device) for key in self._moments}
+            if self._sharded:
+                safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
+                for key, value in moments.items():
+                    safe_set_full_optimizer_state(parameter, value, key)
+            else:
+                master = self._master(parameter)
+                master.data.copy_(weights[name])
+                for key, value in moments.items():
+                    self._inner.state[master][key].copy_(value)
+
+    def _link_moments(self) -> None:
+        """Let DeepSpeed's accessors see the moments of every parameter group.
+
+        It links all groups after the first group's first step, when the others have no moments yet (0.19.8), and
+        never again. Private names; the resume tests hold them at every stage.
+        """
+        if self._sharded and self._moments:
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _master(self, parameter: nn.Parameter) -> Tensor:
+        """The fp32 tensor that the optimizer updates for ``parameter`` where nothing is sharded."""
+        return self._masters.get(id(parameter), parameter)
+
+    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+
+
+def _unsharded_masters(optimizer: Any) -> dict[int, Tensor]:
+    """id(parameter) -> fp32 master, for bf16 at ZeRO 0, where DeepSpeed wraps the optimizer without sharding."""
+    if not hasattr(optimizer, "fp32_groups"):
+        return {}
+    pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+    return {id(low): high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
+
+
+def _to_host(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor.detach().float().cpu().clone().contiguous()

@@ -1,0 +1,111 @@
+"""Teachers and students as stock Hugging Face classifiers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig
+
+from distill_dist.errors import UserError
+from distill_dist.models.copy_weights import copy_into_distilbert, copy_into_same
+from distill_dist.models.layer_map import copied_layers
+
+
+def load_classifier(path: str, *, attention: str) -> Any:
+    """The fine-tuned classifier at ``path`` (a folder or cached hub name), fp32, eval mode, kernel ``attention``.
+
+    Raises UserError where there is no model, or one without a trained classification head.
+    """
+    model, missing = _from_pretrained(path, attn_implementation=attention)
+    if missing:
+        raise UserError(
+            f"{path!r} is not a fine-tuned classifier: it has no weights for {', '.join(sorted(missing)[:4])}; "
+            "train one first (method: finetune)"
+        )
+    return model.eval()
+
+
+def _from_pretrained(path: str, **options: Any) -> tuple[Any, set[str]]:
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"no model could be loaded from {path!r}: {str(error).splitlines()[0]}") from error
+    return model, set(report["missing_keys"])
+
+
+def load_teacher(path: str, *, labels: tuple[str, ...], attention: str) -> Any:
+    """A frozen teacher over exactly the classes ``labels``. Raises UserError when its classes differ."""
+    model = load_classifier(path, attention=attention)
+    names = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
+    generic = all(name == f"LABEL_{index}" for index, name in enumerate(names))
+    if model.config.num_labels != len(labels) or (not generic and names != labels):
+        raise UserError(
+            f"the teacher at {path!r} knows the classes {list(names)}, the data {list(labels)}; the order counts "
+            "too: give the teacher of this task, or data.labels in the teacher's order"
+        )
+    return model.requires_grad_(False)
+
+
+def random_student(shape: dict[str, Any], *, vocab_size: int, pad_token_id: int, labels: tuple[str, ...]) -> Any:
+    """A classifier of ``shape`` (model_type and sizes) with random weights from torch's global generator."""
+    shape = dict(shape)
+    try:
+        config = AutoConfig.for_model(
+            shape.pop("model_type"), **shape, vocab_size=vocab_size, pad_token_id=pad_token_id, **_classes(labels)
+        )
+    except ValueError as error:
+        raise UserError(f"student.shape: {str(error).splitlines()[0]}") from error
+    config._attn_implementation = "sdpa"
+    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+
+
+def student_from(
+    path: str,
+    *,
+    architecture: str,
+    keep: int | None,
+    how: str,
+    chosen: tuple[int, ...],
+    labels: tuple[str, ...],
+) -> Any:
+    """A student filled with the embeddings and some layers of the model at ``path``; a new pooler and classifier.
+
+    With ``architecture: same`` and every layer kept the pooler is copied as well (plain fine-tuning of a
+    pretrained model). METHOD.md §1, "Student of the paper".
+    """
+    source, _ = _from_pretrained(path)  # its head, trained or not, is dropped
+    layers = copied_layers(source.config.num_hidden_layers, keep=keep, how=how, chosen=chosen)
+    if architecture == "distilbert":
+        return copy_into_distilbert(source, layers, _classes(labels))
+    whole = layers == tuple(range(1, source.config.num_hidden_layers + 1))
+    return copy_into_same(source, layers, _classes(labels), pooler=whole)
+
+
+def _classes(labels: tuple[str, ...]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+
+
+def set_attention(model: Any, attention: str) -> None:
+    """Switch the attention kernel; `eager` alone can be differentiated twice (FACTS)."""
+    model.set_attn_implementation(attention)
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Every dropout of the model, and what its configuration says of it, becomes ``probability``."""
+    config: PreTrainedConfig = model.config  # type: ignore[assignment]
+    for name in (
+        "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
+        "dropout", "attention_dropout", "seq_classif_dropout",
+    ):  # fmt: skip
+        if hasattr(config, name):
+            setattr(config, name, probability)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        elif isinstance(getattr(module, "dropout_prob", None), float):
+            module.dropout_prob = probability  # type: ignore[assignment]

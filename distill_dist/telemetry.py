@@ -1,0 +1,147 @@
+"""What the run says while it runs: device-side sums, one collective per interval, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from distill_dist.errors import UserError
+
+
+@dataclass
+class Totals:
+    """Counts since the process began, over all students; what throughput is computed from."""
+
+    sequences: float = 0.0
+    real_tokens: float = 0.0
+    computed_tokens: float = 0.0
+    waited_s: float = 0.0  # summed over students
+    elapsed_s: float = 0.0
+
+
+class Telemetry:
+    """Gathers sums per step without touching the host; speaks every interval. Same calls on every student."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        terms: tuple[str, ...],
+        rank: int,
+        students: int,
+        sum_: Callable[[Tensor], Tensor],
+        device: torch.device,
+        total_steps: int,
+        start_step: int,
+        progress: bool,
+    ) -> None:
+        """``terms`` are the objective's names; ``sum_`` adds a tensor over students in place."""
+        self._terms, self._rank, self._students, self._sum = terms, rank, students, sum_
+        self._writer = SummaryWriter(str(folder), purge_step=start_step) if rank == 0 else None
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            desc="train",
+            unit="step",
+            disable=rank != 0 or not progress,
+            dynamic_ncols=True,
+            mininterval=1.0,
+        )
+        # Sums of the terms, zero rows, real tokens; float64 so that adding many steps loses nothing.
+        self._device_sums = torch.zeros(len(terms) + 2, dtype=torch.float64, device=device)
+        self._host_sums = [0.0, 0.0]  # computed tokens, seconds waited
+        self._sequences = self._tokens = 0
+        self._since = time.perf_counter()
+        self._waited_before = 0.0
+        self.totals = Totals()
+
+    def add(self, sums: dict[str, Tensor], zero_rows: Tensor, *, real_tokens: Tensor, computed_tokens: int) -> None:
+        """One micro-batch; no host sync."""
+        values = [sums[term].detach().double() for term in self._terms]
+        self._device_sums += torch.stack([*values, zero_rows.double(), real_tokens.double()])
+        self._host_sums[0] += computed_tokens
+
+    def step_done(self, *, sequences: int, tokens: int) -> None:
+        """One optimizer step of the whole global batch."""
+        self._sequences += sequences
+        self._tokens += tokens
+        self._bar.update()
+
+    def resume_clock(self) -> None:
+        """Leave out of the throughput what lay between two intervals (evaluation, checkpoints)."""
+        self._since = time.perf_counter()
+
+    def speak(self, step: int, *, learning_rate: float, gradient_norm: float | None, waited_s: float) -> dict[str, float]:
+        """Means since the last call, over all students; a collective and a sync. ``waited_s`` so far, this student.
+
+        Raises UserError when the loss is not finite or a gradient had no direction.
+        """
+        if self._sequences == 0:
+            return {}
+        elapsed = time.perf_counter() - self._since
+        host = torch.tensor(
+            [self._host_sums[0], waited_s - self._waited_before], dtype=torch.float64, device=self._device_sums.device
+        )
+        *sums, zero_rows, real, computed, waited = self._sum(torch.cat([self._device_sums, host])).tolist()
+        means = {
+            f"loss/{term}": value / (self._tokens if term == "gradient_embedding" else self._sequences)
+            for term, value in zip(self._terms, sums, strict=True)
+        }
+        self._check(step, means, zero_rows)
+        scalars = {
+            **means,
+            "train/learning_rate": learning_rate,
+            "throughput/samples_per_s": self._sequences / elapsed,
+            "throughput/tokens_per_s": real / elapsed,
+            "throughput/real_token_share": real / computed,
+            "throughput/teacher_wait_share": waited / (elapsed * self._students),
+        }
+        if gradient_norm is not None:
+            scalars["train/gradient_norm"] = gradient_norm
+        self.write(step, scalars)
+        self._bar.set_postfix({name.split("/")[1]: f"{value:.3g}" for name, value in means.items()}, refresh=False)
+        self._add_totals(real, computed, waited, elapsed)
+        self._device_sums.zero_()
+        self._host_sums = [0.0, 0.0]
+        self._sequences = self._tokens = 0
+        self._waited_before = waited_s
+        self.resume_clock()
+        return scalars
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Scalars to TensorBoard, on student 0."""
+        if self._writer is not None:
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _add_totals(self, real: float, computed: float, waited: float, elapsed: float) -> None:
+        self.totals.sequences += self._sequences
+        self.totals.real_tokens += real
+        self.totals.computed_tokens += computed
+        self.totals.waited_s += waited
+        self.totals.elapsed_s += elapsed
+
+    def _check(self, step: int, means: dict[str, float], zero_rows: float) -> None:
+        if zero_rows:
+            raise UserError(
+                f"{zero_rows:.0f} tokens or sequences before step {step} had a zero gradient, which has no direction "
+                "to align: the model's output does not depend on them (or bf16 underflowed; try train.precision=fp32)"
+            )
+        if not all(value - value == 0 for value in means.values()):
+            raise UserError(
+                f"the loss is not finite before step {step} ({means}); lower train.learning_rate, or set "
+                "train.clip_norm. The last checkpoint is from before"
+            )

@@ -1,0 +1,38 @@
+"""A record of committed steps: which samples, which losses. For proofs and for looking into a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from distill_dist.objectives.objective import LossTerms
+from distill_dist.records import Step
+
+
+class Trace:
+    """Lines of JSON, one per committed step of one rank: `step` (from 0), `ids`, `sums` of the loss terms.
+
+    A resumed run cuts the file where its checkpoint stands, so that every step stands in it once.
+    """
+
+    def __init__(self, path: Path, *, first_step: int) -> None:
+        """Keep the lines before ``first_step`` and append."""
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < first_step]
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def __call__(self, step: Step, micro_batches: list[LossTerms]) -> None:
+        """Record ``step``. Reads the losses, which waits for the device."""
+        ids = [batch.ids_B[batch.is_real_B].tolist() for batch in step.batches]
+        sums = {
+            name: sum(float(terms.sums[name].detach()) for terms in micro_batches) for name in micro_batches[0].sums
+        }
+        self._file.write(json.dumps({"step": step.number, "ids": ids, "sums": sums}) + "\n")
+        self._file.flush()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines that end; a kill may have torn the last one."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]

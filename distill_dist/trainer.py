@@ -1,0 +1,110 @@
+"""The training loop: it receives steps with their signals and knows nothing of where they come from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from distill_dist.comm.students import StudentGroup
+from distill_dist.engine import Engine
+from distill_dist.errors import Interrupted
+from distill_dist.objectives.objective import LossTerms
+from distill_dist.records import Step, TeacherSignal
+from distill_dist.student import StudentStep
+from distill_dist.teacher.client import TeacherLost
+from distill_dist.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+
+# What a student says when a step opens; the largest word of all students counts.
+_GO, _STOP, _LOST = 0, 1, 2  # _LOST + number of the teacher
+
+StepWithSignals = tuple[Step, tuple[TeacherSignal | None, ...]]
+
+
+@dataclass
+class Trainer:
+    """One student's loop. ``save`` and ``end_epoch`` are collectives; both get the number of finished steps."""
+
+    engine: Engine
+    student: StudentStep
+    group: StudentGroup
+    telemetry: Telemetry
+    device: torch.device
+    learning_rate: Callable[[int], float]
+    should_stop: Callable[[], bool]
+    waited_s: Callable[[], float]
+    save: Callable[[int], None]
+    end_epoch: Callable[[int], None]
+    committed: Callable[[Step, list[LossTerms]], None] | None
+    seed: int
+    steps_per_epoch: int
+    last_step: int
+    log_every: int
+    checkpoint_every: int
+
+    def run(self, stream: Iterator[StepWithSignals], *, start: int) -> None:
+        """Train from step ``start`` to ``last_step``. Raises Interrupted after saving when it has to stop early."""
+        for done in range(start, self.last_step):
+            step, signals = self._open(stream, done, start)
+            assert step.number == done, (step.number, done)
+            self._take(step, signals)
+            finished = done + 1
+            ends_epoch = finished % self.steps_per_epoch == 0 or finished == self.last_step
+            if ends_epoch:
+                self.end_epoch(finished)
+            if ends_epoch or (self.checkpoint_every and finished % self.checkpoint_every == 0):
+                self.save(finished)
+                self.telemetry.resume_clock()
+
+    def _open(self, stream: Iterator[StepWithSignals], done: int, start: int) -> StepWithSignals:
+        """The next step once every student holds its signals; no collective of the step ever waits for a teacher."""
+        word, lost, found = _GO, None, None
+        try:
+            found = next(stream)
+        except TeacherLost as error:
+            word, lost = _LOST + error.number, error
+        if self.should_stop():
+            word = max(word, _STOP)
+        agreed = self.group.agree(word)
+        if agreed == _GO:
+            assert found is not None
+            return found
+        if done > start:
+            self.save(done)
+        if agreed == _STOP:
+            raise Interrupted(f"stopped by a signal after step {done}; the same command goes on from there")
+        reason = str(lost) if lost else f"a sibling lost teacher {agreed - _LOST}"
+        raise Interrupted(f"stopped after step {done}: {reason}; the same command goes on from there")
+
+    def _take(self, step: Step, signals: tuple[TeacherSignal | None, ...]) -> None:
+        """One optimizer step."""
+        # Dropout is a function of (seed, step, rank): a resumed run draws the same masks.
+        torch.manual_seed(hash((self.seed, step.number, self.group.rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+        self.engine.module.train()
+        micro_batches = []
+        for place, (batch, signal) in enumerate(zip(step.batches, signals, strict=True)):
+            batch = batch.to(self.device)
+            terms = self.student.loss_terms(batch, None if signal is None else signal.to(self.device))
+            self.engine.backward(terms.total(step.counts), last=place == len(step.batches) - 1)
+            micro_batches.append(terms)
+            self.telemetry.add(
+                terms.sums,
+                terms.zero_rows,
+                real_tokens=(batch.attention_mask_BL * batch.is_real_B[:, None]).sum(),
+                computed_tokens=batch.input_ids_BL.numel(),
+            )
+        finished = step.number + 1
+        speaks = finished % self.log_every == 0 or finished % self.steps_per_epoch == 0 or finished == self.last_step
+        if self.checkpoint_every and finished % self.checkpoint_every == 0:
+            speaks = True  # a checkpoint never holds a step whose loss nobody looked at
+        rate = self.learning_rate(step.number)
+        norm = self.engine.step(rate, measure_norm=speaks)
+        if self.committed is not None:
+            self.committed(step, micro_batches)
+        self.telemetry.step_done(sequences=step.counts.sequences, tokens=step.counts.tokens)
+        if speaks:
+            self.telemetry.speak(finished, learning_rate=rate, gradient_norm=norm, waited_s=self.waited_s())

@@ -1,0 +1,25 @@
+"""Train one model: fine-tune it, or distil it from a teacher.
+
+    deepspeed --num_gpus 3 launcher/train.py --config configs/gkd_sst2_minilm.yaml [key=value …]
+    python launcher/train.py --config configs/gkd_sst2_minilm.yaml cluster.teachers=0
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from distill_dist.command_line import launch
+from distill_dist.config.schema import RunConfig
+
+
+def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any] | None:
+    """The run's summary on student 0, None on the other ranks."""
+    # After the configuration has been read: a wrong key answers at once, torch and DeepSpeed take seconds.
+    from distill_dist.assemble.run import run
+
+    return run(config)
+
+
+if __name__ == "__main__":
+    launch(main, description=__doc__ or "")

@@ -1,0 +1,228 @@
+"""Ranges and rules: each bad value and each bad pair is named; good neighbours pass."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill_dist.config.check import RANGES, Need, Range, check_config
+from distill_dist.config.fields import schema_fields, value_at
+from distill_dist.config.load import load_config, resolve_defaults
+from distill_dist.config.schema import RunConfig
+from distill_dist.errors import UserError
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+
+
+def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """``config`` with dotted keys set."""
+
+    def put(node: Any, names: list[str], value: Any) -> Any:
+        inner = put(getattr(node, names[0]), names[1:], value) if len(names) > 1 else value
+        return replace(node, **{names[0]: inner})
+
+    for key, value in values.items():
+        config = put(config, key.split("."), value)
+    return config
+
+
+GOOD = with_values(
+    RunConfig(),
+    {
+        "method": "gkd_cls",
+        "run_dir": "runs/x",
+        "data.source": "tsv",
+        "data.task": "sst2",
+        "data.path": "rows",
+        "data.tokenizer": "tok",
+        "data.prepared": "prepared/x",
+        "student.path": "teacher",
+        "student.layers": 3,
+        "teacher.path": "teacher",
+    },
+)
+
+
+def problems(values: dict[str, Any], need: Need = "train") -> list[str]:
+    return check_config(resolve_defaults(with_values(GOOD, values)), need=need)
+
+
+def test_the_good_tree_is_good() -> None:
+    assert problems({}) == []
+
+
+def test_every_number_of_the_schema_has_a_range() -> None:
+    def holds_numbers(annotation: Any) -> bool:
+        return annotation in (int, float) or bool({int, float} & set(typing.get_args(annotation)))
+
+    numeric = {key for key, field in schema_fields().items() if holds_numbers(field.type)}
+    assert len(numeric) > 30
+    assert set(RANGES) == numeric
+
+
+def test_defaults_lie_in_their_ranges() -> None:
+    default = RunConfig()
+    for key, allowed in RANGES.items():
+        value = value_at(default, key)
+        assert value in (None, ()) or value in allowed, key
+
+
+@pytest.mark.parametrize("key", sorted(RANGES))
+def test_a_number_below_or_above_its_range_is_named(key: str) -> None:
+    allowed = RANGES[key]
+    listed = typing.get_origin(schema_fields()[key].type) is tuple
+    outside = [allowed.low if allowed.low_open else allowed.low - 1, float("nan"), float("inf")]
+    if allowed.high != float("inf"):
+        outside.append(allowed.high if allowed.high_open else allowed.high + 1)
+    for number in outside:
+        values = {key: (number,) if listed else number}
+        expected = f"must be {allowed.words}"
+        assert any(line.startswith(f"{key} = ") and expected in line for line in problems(values)), number
+
+
+def test_ends_of_a_range() -> None:
+    closed, half_open = Range(0, 1), Range(0, 1, low_open=True, high_open=True)
+    assert [x in closed for x in (-0.1, 0, 1, 1.1)] == [False, True, True, False]
+    assert [x in half_open for x in (0, 0.5, 1)] == [False, True, False]
+    assert (closed.words, half_open.words) == ("0 to 1", "above 0 to below 1")
+    assert (Range(1).words, Range(0, low_open=True).words) == ("at least 1", "above 0")
+
+
+# (what is set, the key whose line must appear, a word of its remedy, a mended neighbour)
+BAD_PAIRS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
+    ({"run_dir": ""}, "run_dir", "required", {}),
+    ({"run_dir": "a/b", "data.prepared": "a/b/"}, "run_dir", "data.prepared", {"run_dir": "a/c"}),
+    ({"data.prepared": ""}, "data.prepared", "required", {}),
+    ({"data.path": ""}, "data.path", "tsv", {"data.source": "synthetic_nli"}),
+    ({"data.tokenizer": ""}, "data.tokenizer", "tsv", {"data.source": "synthetic_nli"}),
+    ({"data.splits": {"train": "a"}}, "data.splits", "'dev'", {"data.splits": {"train": "a", "dev": "b"}}),
+    ({"data.splits": {"dev": "a"}}, "data.splits", "'train'", {}),
+    ({"data.splits": {"train": "a", "dev": "b", "../x": "c"}}, "data.splits", "'../x'", {}),
+    ({"data.splits": {"train": "a", "dev": ""}}, "data.splits", "'dev' names no", {}),
+    ({"data.text_columns": ("a", "b", "c")}, "data.text_columns", "two", {"data.text_columns": ("a", "b")}),
+    ({"data.text_columns": ("a", "a")}, "data.text_columns", "different", {"data.text_columns": ("a",)}),
+    ({"data.labels": ("a", "a")}, "data.labels", "different", {"data.labels": ("a", "b")}),
+    ({"data.labels": ("a",)}, "data.labels", "two", {"data.labels": ()}),
+    ({"data.task": "custom"}, "data.text_columns", "custom", {"data.task": "qqp"}),
+    ({"data.task": "custom"}, "data.label_column", "custom", {"data.source": "synthetic_nli"}),
+    (
+        {"data.task": "custom", "data.text_columns": ("t",), "data.label_column": "l"},
+        "data.labels",
+        "custom",
+        {"data.labels": ("a", "b")},
+    ),
+    ({"teacher.path": ""}, "teacher.path", "gkd_cls", {"method": "finetune"}),
+    ({"student.dropout": 0.1}, "student.dropout", "METHOD.md", {"method": "pkd"}),
+    ({"student.attention": "sdpa"}, "student.attention", "eager", {"method": "kd"}),
+    ({"student.path": "", "student.layers": None}, "student.freeze_embeddings", "gkd_cls", {"method": "kd"}),
+    ({"student.path": ""}, "student.layers", "num_hidden_layers", {"student.layers": None, "method": "kd"}),
+    (
+        {"student.path": "", "method": "kd", "student.layers": None, "student.architecture": "distilbert"},
+        "student.architecture",
+        "student.path",
+        {"student.path": "m"},
+    ),
+    (
+        {"student.path": "", "method": "kd", "student.layers": None, "student.shape.hidden_size": 130},
+        "student.shape.hidden_size",
+        "= 4",
+        {"student.shape.hidden_size": 132},
+    ),
+    (
+        {"student.path": "", "method": "kd", "student.layers": None, "student.layer_copy": "list"},
+        "student.layer_copy",
+        "student.path",
+        {"student.layer_copy": "first"},
+    ),
+    ({"student.layer_copy": "list"}, "student.layer_list", "= 3", {"student.layer_list": (1, 3, 5)}),
+    (
+        {"student.layer_copy": "list", "student.layer_list": (1, 3, 5), "student.layers": None},
+        "student.layer_list",
+        "null",
+        {"student.layers": 3},
+    ),
+    (
+        {"student.layer_copy": "list", "student.layer_list": (1, 3, 3)},
+        "student.layer_list",
+        "increasing",
+        {"student.layer_list": (1, 3, 4)},
+    ),
+    ({"student.layer_list": (1, 2, 3)}, "student.layer_list", "layer_copy", {"student.layer_copy": "list"}),
+    (
+        {"objective.teacher_layers": (2,)},
+        "objective.teacher_layers",
+        "[]",
+        {"objective.student_layers": (1,)},
+    ),
+    (
+        {"objective.teacher_layers": (4, 2), "objective.student_layers": (1, 2)},
+        "objective.teacher_layers",
+        "increasing",
+        {"objective.teacher_layers": (2, 4)},
+    ),
+    (
+        {"objective.teacher_layers": (2, 4), "objective.student_layers": (1, 4)},
+        "objective.student_layers",
+        "3 layers",
+        {"objective.student_layers": (1, 3)},
+    ),
+    ({"student.layers": 1}, "objective.student_layers", "one layer", {"method": "gkd"}),
+    ({"batch.pad_to": 64}, "batch.pad_to", "data.max_length = 128", {"batch.pad_to": 128}),
+    ({"batch.micro_tokens": 127}, "batch.micro_tokens", "data.max_length = 128", {"batch.micro_tokens": 128}),
+    (
+        {"batch.micro_tokens": 200, "batch.pad_to": 256},
+        "batch.micro_tokens",
+        "batch.pad_to = 256",
+        {"batch.micro_tokens": 256},
+    ),
+    ({"teacher.lease_s": 60.0}, "teacher.lease_s", "deadline_s = 60.0", {"teacher.lease_s": 60.5}),
+    ({"method": "finetune", "cluster.teachers": 1}, "cluster.teachers", "finetune", {"cluster.teachers": 0}),
+]
+
+
+@pytest.mark.parametrize(("values", "key", "word", "mended"), BAD_PAIRS)
+def test_bad_pair(values: dict[str, Any], key: str, word: str, mended: dict[str, Any]) -> None:
+    found = [line for line in problems(values) if line.startswith(f"{key} = ")]
+    assert any(word in line for line in found), problems(values)
+    if mended:
+        assert not [line for line in problems({**values, **mended}) if line.startswith(f"{key} = ")]
+
+
+def test_prepare_and_evaluate_ask_for_less() -> None:
+    needless = {"run_dir": "", "teacher.path": "", "deepspeed_config": "absent.json", "cluster.teachers": 2}
+    assert len(problems(needless)) == 3
+    assert problems(needless, need="prepare") == []
+    assert problems(needless, need="evaluate") == []
+    for need in typing.get_args(Need):
+        assert problems({"data.prepared": ""}, need=need) != []
+        assert problems({"batch.size": 0}, need=need) != []
+
+
+def test_the_deepspeed_file_is_checked_with_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text('{"zero_optimization": {"stge": 1}, "fp16": {}}')
+    lines = problems({"deepspeed_config": str(path), "run_dir": ""})
+    assert len(lines) == 3
+    assert any("stge" in line for line in lines)
+
+
+def test_load_config_reports_all_problems_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, ["batch.size=0", "train.epochs=0", "data.max_length=9000"])
+    message = str(caught.value)
+    for part in (
+        "batch.size = 0",
+        "train.epochs = 0",
+        "data.max_length = 9000: must be 8 to 8192",
+        "run_dir",
+    ):
+        assert part in message

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+
+from distill_dist.config.schema import DataConfig
+from distill_dist.data.tasks import TASKS, Layout, choose_layout, require_layout, resolve_task
+from distill_dist.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "expected"),
+    [
+        ("sst2", ["sentence", "label"], ("sentence", "label")),
+        ("qqp", ["id", "question1", "question2", "is_duplicate"], ("question1", "question2", "is_duplicate")),
+        ("qqp", ["question1", "question2", "label", "idx"], ("question1", "question2", "label")),
+        ("mnli", ["index", "sentence1", "sentence2", "gold_label"], ("sentence1", "sentence2", "gold_label")),
+        ("mnli", ["premise", "hypothesis", "label", "idx"], ("premise", "hypothesis", "label")),
+        ("qnli", ["index", "question", "sentence", "label"], ("question", "sentence", "label")),
+    ],
+)
+def test_each_task_knows_the_hubs_and_the_official_columns(task, columns, expected):
+    assert require_layout(TASKS[task].layouts, columns, "file").columns == expected
+
+
+def test_class_numbers_and_metrics_are_glues():
+    assert TASKS["mnli"].labels == ("entailment", "neutral", "contradiction")
+    assert TASKS["qnli"].labels == ("entailment", "not_entailment")
+    assert TASKS["qqp"].labels == ("not_duplicate", "duplicate")
+    assert TASKS["sst2"].labels == ("negative", "positive")
+    assert {name for name, task in TASKS.items() if task.metric == "f1"} == {"qqp"}
+
+
+def test_a_missing_column_is_named_with_those_there():
+    with pytest.raises(
+        UserError, match=r"train.tsv:1: missing column: needs 'sentence', 'label'; has 'text'"
+    ):
+        require_layout(TASKS["sst2"].layouts, ["text"], "train.tsv:1")
+
+
+def test_the_users_names_replace_the_tasks():
+    config = DataConfig(task="mnli", text_columns=("a", "b"), label_column="y", labels=("e", "n", "c"))
+    task = resolve_task(config)
+    assert task.layouts == (Layout(("a", "b"), "y"),)
+    assert task.labels == ("e", "n", "c")
+    assert choose_layout(task.layouts, TASKS["mnli"].layouts[0].columns) is None
+
+
+def test_one_overridden_name_leaves_the_others():
+    task = resolve_task(DataConfig(task="mnli", label_column="y"))
+    assert [layout.columns for layout in task.layouts] == [
+        ("premise", "hypothesis", "y"),
+        ("sentence1", "sentence2", "y"),
+    ]
+
+
+def test_custom_names_what_it_needs():
+    with pytest.raises(UserError, match=r"needs data.text_columns, data.labels"):
+        resolve_task(DataConfig(task="custom", label_column="y"))
+
+
+@pytest.mark.parametrize("labels", [("one",), ("a", "a")])
+def test_classes_are_at_least_two_and_distinct(labels):
+    with pytest.raises(UserError, match="at least two different"):
+        resolve_task(DataConfig(task="sst2", labels=labels))
+
+
+def test_three_texts_are_refused():
+    with pytest.raises(UserError, match="one or two texts"):
+        resolve_task(DataConfig(task="sst2", text_columns=("a", "b", "c")))
+
+
+def test_the_generated_corpus_is_mnlis_shape_and_takes_no_names():
+    task = resolve_task(DataConfig(source="synthetic_nli"))
+    assert task.labels == TASKS["mnli"].labels
+    with pytest.raises(UserError, match=r"data\.labels has no meaning"):
+        resolve_task(DataConfig(source="synthetic_nli", labels=("a", "b", "c")))
+    with pytest.raises(UserError, match="sst2 does not fit"):
+        resolve_task(DataConfig(source="synthetic_nli", task="sst2"))

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+
+from distill_dist.data.rows import BadRow, RawRow
+from distill_dist.data.tasks import Layout
+from distill_dist.data.text_files import read_csv, read_jsonl, read_tsv
+from distill_dist.errors import UserError
+
+SINGLE = (Layout(("text",), "label"),)
+PAIR = (Layout(("one", "two"), "label"),)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Rows that a reader finds in these bytes."""
+
+    def read(reader, content: bytes, layouts=SINGLE):
+        path = tmp_path / "rows.txt"
+        path.write_bytes(content)
+        return list(reader(path, layouts))
+
+    return read
+
+
+def kinds(rows):
+    return [(row.line, row.kind if isinstance(row, BadRow) else row.texts) for row in rows]
+
+
+def test_tsv_takes_quotes_literally_and_breaks_lines_only_at_newlines(rows):
+    content = 'id\ttext\tlabel\n1\t"a\t0\n2\tb \u2028 c\x0b"\t1\r\n\n'.encode()
+    assert rows(read_tsv, content) == [RawRow(2, ('"a',), "0"), RawRow(3, ('b \u2028 c\x0b"',), "1")]
+
+
+def test_tsv_bad_rows_keep_their_lines(rows):
+    content = b"text\tlabel\ngood\t0\none field\n\ncaf\xe9\t0\na\tb\t0\ngood\t1\n"
+    found = kinds(rows(read_tsv, content))
+    assert found == [
+        (2, ("good",)),
+        (3, "wrong number of fields"),
+        (5, "broken utf-8"),
+        (6, "wrong number of fields"),
+        (7, ("good",)),
+    ]
+
+
+def test_tsv_without_final_newline_and_with_byte_order_mark(rows):
+    assert kinds(rows(read_tsv, b"\xef\xbb\xbftext\tlabel\na\t0")) == [(2, ("a",))]
+
+
+def test_columns_are_found_by_name_whatever_their_order(rows):
+    assert rows(read_tsv, b"label\ttwo\tone\nL\tB\tA\n", PAIR) == [RawRow(2, ("A", "B"), "L")]
+
+
+def test_csv_reads_quoted_fields_over_several_lines(rows):
+    content = b'text,label\n"a, ""b""\nsecond line",0\n\nplain,1\n'
+    assert rows(read_csv, content) == [RawRow(2, ('a, "b"\nsecond line',), "0"), RawRow(5, ("plain",), "1")]
+
+
+def test_csv_bad_rows(rows):
+    content = b'text,label\ngood,0\na,b,c\n"x"y,0\ncaf\xe9,0\ngood,1\n"never closed,0\n'
+    read = rows(read_csv, content)
+    assert kinds(read)[:3] == [(2, ("good",)), (3, "wrong number of fields"), (4, "broken csv")]
+    assert read[3].line == 5  # the broken byte comes through as a mark that check_row refuses
+    with pytest.raises(UnicodeEncodeError):
+        read[3].texts[0].encode()
+    assert kinds(read)[4:] == [(6, ("good",)), (7, "broken csv")]
+
+
+def test_jsonl(rows):
+    content = (
+        b'{"text": "a", "label": 1}\n\n[1]\n{"text": "a"\n{"text": "a"}\n'
+        b'{"text": "caf\xe9", "label": 1}\n{"label": "x", "text": "b"}'
+    )
+    found = rows(read_jsonl, content)
+    assert found[0] == RawRow(1, ("a",), 1)
+    assert kinds(found)[1:] == [
+        (3, "broken json"),
+        (4, "broken json"),
+        (5, "missing column"),
+        (6, "broken utf-8"),
+        (7, ("b",)),
+    ]
+    assert "needs 'text', 'label'; has 'text'" in found[3].reason
+
+
+def test_jsonl_nested_beyond_the_parser_is_a_bad_row(rows):
+    assert kinds(rows(read_jsonl, b"[" * 100_000 + b"\n")) == [(1, "broken json")]
+
+
+@pytest.mark.parametrize("reader", [read_tsv, read_csv])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no header"),
+        (b"\n\n", "no header"),
+        (b"caf\xe9\n", "not UTF-8"),
+        (b"texts\nx\n", "missing column: needs 'text', 'label'; has 'texts'"),
+    ],
+)
+def test_a_header_that_will_not_do_is_an_error_at_once(rows, reader, content, message):
+    with pytest.raises(UserError, match=rf"rows.txt:1: .*{message}"):
+        rows(reader, content)

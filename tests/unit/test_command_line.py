@@ -1,0 +1,176 @@
+"""launch: arguments, the one JSON line, who speaks, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from distill_dist.command_line import launch
+from distill_dist.config.describe import field_docs
+from distill_dist.config.schema import RunConfig
+from distill_dist.errors import Interrupted, UserError
+
+PREPARE = ["data.source=synthetic_nli", "data.prepared=p"]
+
+Main = Callable[[RunConfig, argparse.Namespace], dict[str, Any] | None]
+
+
+@pytest.fixture(autouse=True)
+def _no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+
+
+def run(main: Main, argv: list[str], **options: Any) -> int | str | None:
+    with pytest.raises(SystemExit) as caught:
+        launch(main, description="Test.", argv=argv, need="prepare", **options)
+    return caught.value.code
+
+
+def echo(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
+    return {"size": config.batch.size, "local_rank": args.local_rank}
+
+
+def never(config: RunConfig, args: argparse.Namespace) -> NoReturn:
+    raise AssertionError("main must not run")
+
+
+@pytest.mark.parametrize("local_rank", [["--local_rank=1"], ["--local-rank", "1"], ["--local-rank=1"]])
+def test_one_json_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, local_rank: list[str]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {source: synthetic_nli, prepared: p}\nbatch: {size: 8}\n")
+    # overrides stand before, between and after options
+    argv = ["batch.length_window=3", "--config", str(path), "batch.size=16", *local_rank, "seed=1"]
+    assert run(echo, argv) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"size": 16, "local_rank": 1}
+    assert out.count("\n") == 1
+    assert err == ""
+
+
+def test_nothing_is_printed_without_a_result_or_on_another_rank(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(lambda config, args: None, PREPARE) == 0
+    assert capsys.readouterr().out == ""
+    for rank, lines in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("RANK", rank)
+        assert run(echo, PREPARE) == 0
+        assert capsys.readouterr().out.count("\n") == lines
+
+
+def test_flags_of_the_launcher(capsys: pytest.CaptureFixture[str]) -> None:
+    def flags(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--replace", action="store_true")
+
+    assert run(lambda config, args: {"replace": args.replace}, ["--replace", *PREPARE], flags=flags) == 0
+    assert json.loads(capsys.readouterr().out) == {"replace": True}
+
+
+def test_config_path_stands_in_for_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    own = tmp_path / "config.yaml"
+    own.write_text("data: {source: synthetic_nli, prepared: p}\nbatch: {size: 8}\n")
+    other = tmp_path / "other.yaml"
+    other.write_text("data: {source: synthetic_nli, prepared: p}\nbatch: {size: 9}\n")
+    assert run(echo, [], config_path=lambda args: own) == 0
+    assert json.loads(capsys.readouterr().out)["size"] == 8
+    assert run(echo, ["--config", str(other)], config_path=lambda args: own) == 0
+    assert json.loads(capsys.readouterr().out)["size"] == 9
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        ([], "no configuration"),
+        (["--nope", *PREPARE], "--nope"),
+        (["--conf", "x", *PREPARE], "--conf"),
+        (["--config"], "--config"),
+        (["--local_rank=x", *PREPARE], "local_rank"),
+        ([*PREPARE, "batch.sze=3"], "batch.size"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+        (["word"], "'word'"),
+    ],
+)
+def test_wrong_input_is_one_message_of_rank_0(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argv: list[str], part: str
+) -> None:
+    assert run(never, argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert part in err
+    assert "usage:" not in err
+    monkeypatch.setenv("RANK", "1")
+    assert run(never, argv) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def fail_with(error: BaseException) -> Main:
+    def main(config: RunConfig, args: argparse.Namespace) -> NoReturn:
+        raise error
+
+    return main
+
+
+def test_errors_of_the_work_are_printed_by_every_rank_that_has_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = fail_with(UserError("shard 3 is broken"))
+    assert run(main, PREPARE) == 2
+    assert capsys.readouterr() == ("", "error: shard 3 is broken\n")
+    monkeypatch.setenv("RANK", "2")
+    assert run(main, PREPARE) == 2
+    assert capsys.readouterr() == ("", "[rank 2] error: shard 3 is broken\n")
+
+
+def test_an_error_that_another_rank_says_is_not_said_again(capsys: pytest.CaptureFixture[str]) -> None:
+    error = UserError("the same on all ranks")
+    for said, expected in ((False, "error: the same on all ranks\n"), (True, "")):
+        error.said = said
+        assert run(fail_with(error), PREPARE) == 2
+        assert capsys.readouterr().err == expected
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(fail_with(Interrupted("saved at step 4")), PREPARE) == 75
+    assert capsys.readouterr().err == "stopped: saved at step 4\n"
+    assert run(fail_with(KeyboardInterrupt()), PREPARE) == 130
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+        launch(fail_with(ZeroDivisionError()), description="", argv=PREPARE, need="prepare")
+
+
+def test_help_lists_every_field_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(never, ["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for key, doc in field_docs().items():
+        assert f" {key}=" in text
+        assert doc in text
+
+
+SCRIPT = """
+import sys
+from distill_dist.command_line import launch
+def main(config, args):
+    heavy = sorted(name for name in ("torch", "deepspeed", "transformers") if name in sys.modules)
+    return {"heavy": heavy}
+launch(main, description="", need="prepare")
+"""
+
+
+def test_reading_the_command_line_imports_no_torch_and_a_closed_pipe_is_no_error() -> None:
+    command = [sys.executable, "-c", SCRIPT, *PREPARE]
+    whole = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(whole.stdout)["heavy"] == []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as closed:
+        assert closed.stdout is not None
+        assert closed.stderr is not None
+        closed.stdout.close()  # long before it writes: the interpreter alone takes longer to start
+        assert closed.stderr.read() == ""
+        assert closed.wait(timeout=60) == 0
