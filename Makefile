@@ -49,10 +49,8 @@ lint: $(INSTALLED_LINT)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED_TEST)
-	@if ls bench/*.py >/dev/null 2>&1; then \
-	  for file in bench/*.py; do echo "== $$file"; OMP_NUM_THREADS=1 $(BIN)/python "$$file" || exit 1; done; \
-	else echo "bench/ holds no measurement yet"; fi
+bench: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py padding
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

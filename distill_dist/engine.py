@@ -7,10 +7,16 @@ default, and keeps master weights and moments in partitions.
 from __future__ import annotations
 
 import logging
+import os
+import warnings
 from typing import Any
 
-import deepspeed
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found no GPU
+
+import deepspeed
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_grad,
@@ -25,6 +31,8 @@ from distill_dist.errors import UserError
 deepspeed.utils.logger.setLevel(logging.WARNING)  # it logs to stdout, where our one JSON line goes
 # Its CPU all-reduce through /dev/shm wants a compiler and 30 s at the first run, and leaves files behind.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# Its own calls of torch functions on their way out; nothing a user of ours could change.
+warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
 VERSION = deepspeed.__version__
@@ -161,7 +169,9 @@ class Engine:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``state_dict``, for any number of students and any ZeRO stage."""
-        weights = {name.removeprefix("weights/"): t for name, t in state.items() if name.startswith("weights/")}
+        weights = {
+            name.removeprefix("weights/"): t for name, t in state.items() if name.startswith("weights/")
+        }
         self.module.load_state_dict(weights, strict=True)
         if self._moments:
             # Torch makes moments at the first step; a resumed optimizer has not had one yet.

@@ -12,7 +12,7 @@ Shape letters, used as suffixes of names everywhere:
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -73,8 +73,10 @@ class TeacherSignal:
 
     def to(self, device: torch.device | str) -> Self:
         """The same signal on ``device``."""
-        values = (getattr(self, f.name) for f in fields(self))
-        return type(self)(*(None if value is None else value.to(device, non_blocking=True) for value in values))
+        values: list[Any] = [getattr(self, f.name) for f in fields(self)]
+        return type(self)(
+            *(None if value is None else value.to(device, non_blocking=True) for value in values)
+        )
 
 
 @dataclass(frozen=True)

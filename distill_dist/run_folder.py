@@ -1,16 +1,15 @@
 """Everything a run leaves behind lies in one folder; this file knows its layout.
 
-    config.yaml  deepspeed.json  versions.json   what ran
-    state.json                                   the verdict, since launchers lose exit codes
-    logs/rank-00002.log                          one per process
-    checkpoints/  tensorboard/  trace-*.jsonl    while it runs
-    model/                                       the best epoch as a Hugging Face folder
-    summary.json                                 the result
+config.yaml  deepspeed.json  versions.json   what ran
+state.json                                   the verdict, since launchers lose exit codes
+logs/rank-00002.log                          one per process
+checkpoints/  tensorboard/  trace-*.jsonl    while it runs
+model/                                       the best epoch as a Hugging Face folder
+summary.json                                 the result
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform

@@ -62,7 +62,9 @@ class Telemetry:
         self._waited_before = 0.0
         self.totals = Totals()
 
-    def add(self, sums: dict[str, Tensor], zero_rows: Tensor, *, real_tokens: Tensor, computed_tokens: int) -> None:
+    def add(
+        self, sums: dict[str, Tensor], zero_rows: Tensor, *, real_tokens: Tensor, computed_tokens: int
+    ) -> None:
         """One micro-batch; no host sync."""
         values = [sums[term].detach().double() for term in self._terms]
         self._device_sums += torch.stack([*values, zero_rows.double(), real_tokens.double()])
@@ -78,7 +80,9 @@ class Telemetry:
         """Leave out of the throughput what lay between two intervals (evaluation, checkpoints)."""
         self._since = time.perf_counter()
 
-    def speak(self, step: int, *, learning_rate: float, gradient_norm: float | None, waited_s: float) -> dict[str, float]:
+    def speak(
+        self, step: int, *, learning_rate: float, gradient_norm: float | None, waited_s: float
+    ) -> dict[str, float]:
         """Means since the last call, over all students; a collective and a sync. ``waited_s`` so far, this student.
 
         Raises UserError when the loss is not finite or a gradient had no direction.
@@ -87,7 +91,9 @@ class Telemetry:
             return {}
         elapsed = time.perf_counter() - self._since
         host = torch.tensor(
-            [self._host_sums[0], waited_s - self._waited_before], dtype=torch.float64, device=self._device_sums.device
+            [self._host_sums[0], waited_s - self._waited_before],
+            dtype=torch.float64,
+            device=self._device_sums.device,
         )
         *sums, zero_rows, real, computed, waited = self._sum(torch.cat([self._device_sums, host])).tolist()
         means = {
@@ -106,7 +112,9 @@ class Telemetry:
         if gradient_norm is not None:
             scalars["train/gradient_norm"] = gradient_norm
         self.write(step, scalars)
-        self._bar.set_postfix({name.split("/")[1]: f"{value:.3g}" for name, value in means.items()}, refresh=False)
+        self._bar.set_postfix(
+            {name.split("/")[1]: f"{value:.3g}" for name, value in means.items()}, refresh=False
+        )
         self._add_totals(real, computed, waited, elapsed)
         self._device_sums.zero_()
         self._host_sums = [0.0, 0.0]

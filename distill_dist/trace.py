@@ -25,7 +25,8 @@ class Trace:
         """Record ``step``. Reads the losses, which waits for the device."""
         ids = [batch.ids_B[batch.is_real_B].tolist() for batch in step.batches]
         sums = {
-            name: sum(float(terms.sums[name].detach()) for terms in micro_batches) for name in micro_batches[0].sums
+            name: sum(float(terms.sums[name].detach()) for terms in micro_batches)
+            for name in micro_batches[0].sums
         }
         self._file.write(json.dumps({"step": step.number, "ids": ids, "sums": sums}) + "\n")
         self._file.flush()

@@ -98,7 +98,11 @@ class Trainer:
                 computed_tokens=batch.input_ids_BL.numel(),
             )
         finished = step.number + 1
-        speaks = finished % self.log_every == 0 or finished % self.steps_per_epoch == 0 or finished == self.last_step
+        speaks = (
+            finished % self.log_every == 0
+            or finished % self.steps_per_epoch == 0
+            or finished == self.last_step
+        )
         if self.checkpoint_every and finished % self.checkpoint_every == 0:
             speaks = True  # a checkpoint never holds a step whose loss nobody looked at
         rate = self.learning_rate(step.number)

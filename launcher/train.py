@@ -1,12 +1,13 @@
 """Train one model: fine-tune it, or distil it from a teacher.
 
-    deepspeed --num_gpus 3 launcher/train.py --config configs/gkd_sst2_minilm.yaml [key=value …]
-    python launcher/train.py --config configs/gkd_sst2_minilm.yaml cluster.teachers=0
+deepspeed --num_gpus 3 launcher/train.py --config configs/gkd_sst2_minilm.yaml [key=value …]
+python launcher/train.py --config configs/gkd_sst2_minilm.yaml cluster.teachers=0
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from distill_dist.command_line import launch
@@ -15,7 +16,9 @@ from distill_dist.config.schema import RunConfig
 
 def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any] | None:
     """The run's summary on student 0, None on the other ranks."""
-    # After the configuration has been read: a wrong key answers at once, torch and DeepSpeed take seconds.
+    if config.cluster.device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported
+    # Only now: a wrong key answers at once, torch and DeepSpeed take seconds.
     from distill_dist.assemble.run import run
 
     return run(config)

@@ -61,7 +61,7 @@ def build_student(config: RunConfig, manifest: Manifest) -> EncoderParts:
 def build_teacher(config: RunConfig, manifest: Manifest, device: torch.device) -> EncoderParts:
     """The frozen teacher on ``device``, over the classes and the vocabulary of the prepared data."""
     folder = locate(config.teacher.path, what="teacher.path")
-    _check_tokenizer(folder, config)
+    check_tokenizer(folder, Path(config.data.prepared), what="teacher.path")
     model = load_teacher(folder, labels=manifest.labels, attention="eager")
     _check_vocabulary(model.config, manifest, what="teacher.path", value=config.teacher.path)
     return encoder_parts(model.to(device))
@@ -70,7 +70,7 @@ def build_teacher(config: RunConfig, manifest: Manifest, device: torch.device) -
 def teacher_shape(config: RunConfig) -> TeacherShape:
     """Depth and width of the teacher, from its configuration file alone."""
     folder = locate(config.teacher.path, what="teacher.path")
-    _check_tokenizer(folder, config)
+    check_tokenizer(folder, Path(config.data.prepared), what="teacher.path")
     try:
         found = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -130,14 +130,16 @@ def _check_vocabulary(model_config: Any, manifest: Manifest, *, what: str, value
         )
 
 
-def _check_tokenizer(folder: str, config: RunConfig) -> None:
-    """A teacher fed with another vocabulary's ids would answer nonsense without a word."""
-    prepared = Path(config.data.prepared) / "tokenizer"
+def check_tokenizer(folder: str, prepared: Path, *, what: str) -> None:
+    """Raises UserError when the model in ``folder`` has another vocabulary than the prepared data.
+
+    It would answer nonsense without a word. A folder without a tokenizer cannot be compared.
+    """
     if not (Path(folder) / "tokenizer.json").exists():
-        return  # nothing to compare with
+        return
     theirs = AutoTokenizer.from_pretrained(folder).get_vocab()
-    if theirs != AutoTokenizer.from_pretrained(prepared).get_vocab():
+    if theirs != AutoTokenizer.from_pretrained(prepared / "tokenizer").get_vocab():
         raise UserError(
-            f"teacher.path={config.teacher.path!r} has another vocabulary than data.prepared={config.data.prepared!r}: "
-            "token ids would mean other words to it. Prepare the data with data.tokenizer of the teacher"
+            f"{what}={folder!r} has another vocabulary than data.prepared={str(prepared)!r}: token ids would mean "
+            f"other words to it. Prepare the data with data.tokenizer of this model"
         )

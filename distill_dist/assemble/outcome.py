@@ -79,7 +79,7 @@ class Outcome:
         self.engine.module.load_state_dict(weights, strict=True)
         scores = {name: self._score(name) for name in self.scorers}
         dev = scores["dev"]
-        loyal = {key: dev[key] for key in ("ll", "pl") if key in dev}
+        loyal: dict[str, float] = {key: dev[key] for key in ("ll", "pl") if key in dev}
         if self.teacher is not None and self.config.evaluate.saliency:
             with self._evaluating():
                 value = self.scorers["dev"].saliency_loyalty(self.student, self.teacher)

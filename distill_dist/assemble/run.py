@@ -53,7 +53,6 @@ def run(config: RunConfig) -> dict[str, Any] | None:
 
 def _device(name: str, local_rank: int) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        os.environ["DS_ACCELERATOR"] = "cpu"
         return torch.device("cpu")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from distill_dist import checkpoint
-from distill_dist.assemble.models import TeacherShape, build_objective, build_student, build_teacher, teacher_shape
+from distill_dist.assemble.models import (
+    build_objective,
+    build_student,
+    build_teacher,
+    teacher_shape,
+)
 from distill_dist.assemble.outcome import Outcome
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.resume import check_identity, run_identity
@@ -59,7 +64,9 @@ class _Loaded:
     deepspeed_json: dict[str, Any]
 
 
-def train_student(config: RunConfig, place: Place, stop: StopSignal, folder: RunFolder) -> dict[str, Any] | None:
+def train_student(
+    config: RunConfig, place: Place, stop: StopSignal, folder: RunFolder
+) -> dict[str, Any] | None:
     """Train to the end of the run; the summary on student 0. Raises UserError, Interrupted."""
     with place.loading(timeout_s=config.cluster.collective_s):
         loaded = _load(config, place, folder)
@@ -101,7 +108,9 @@ def _load(config: RunConfig, place: Place, folder: RunFolder) -> _Loaded:
     )
 
 
-def _find_checkpoint(config: RunConfig, folder: RunFolder, identity: dict[str, Any]) -> checkpoint.Checkpoint | None:
+def _find_checkpoint(
+    config: RunConfig, folder: RunFolder, identity: dict[str, Any]
+) -> checkpoint.Checkpoint | None:
     if config.train.resume == "never" and checkpoint.complete_folders(folder.checkpoints):
         raise UserError(
             f"run_dir={folder.path} has checkpoints and train.resume is 'never': choose another run_dir, or "
@@ -128,9 +137,7 @@ def _join(config: RunConfig, place: Place) -> StudentGroup:
     )
 
 
-def _meet_teacher(
-    config: RunConfig, place: Place, loaded: _Loaded
-) -> tuple[Teacher | None, RpcWorld | None]:
+def _meet_teacher(config: RunConfig, place: Place, loaded: _Loaded) -> tuple[Teacher | None, RpcWorld | None]:
     if loaded.local_teacher is not None:
         return LocalTeacher(loaded.local_teacher, place.device), None
     if not place.roles.teachers:

@@ -50,7 +50,9 @@ def serve_teacher(config: RunConfig, place: Place, stop: StopSignal) -> None:
     )
     try:
         if not host.serve(should_stop=lambda: stop.asked_for(STOP_GRACE_S)):
-            raise Interrupted(f"teacher {place.rank} left after {host.answered} answers, before its students did")
+            raise Interrupted(
+                f"teacher {place.rank} left after {host.answered} answers, before its students did"
+            )
         _log.info("taught %d micro-batches", host.answered)
     finally:
         world.leave()

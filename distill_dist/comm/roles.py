@@ -55,7 +55,9 @@ def _per_node(world_size: int, local_size: int, teachers: int) -> set[int]:
             f"{local_size} processes; take a multiple of {nodes} below {nodes * local_size}, or placement=last"
         )
     share = teachers // nodes
-    return {node * local_size + place for node in range(nodes) for place in range(local_size - share, local_size)}
+    return {
+        node * local_size + place for node in range(nodes) for place in range(local_size - share, local_size)
+    }
 
 
 def _whole_nodes(world_size: int, local_size: int, teachers: int) -> set[int]:

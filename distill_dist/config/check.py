@@ -112,7 +112,9 @@ def check_config(config: RunConfig, *, need: Need = "train") -> list[str]:
 
     With ``need="train"`` the file `deepspeed_config` is read too.
     """
-    rules: list[Callable[[RunConfig], Iterator[str]]] = [_ranges, _data]
+    rules: list[Callable[[RunConfig], Iterator[str]]] = [_ranges, _prepared]
+    if need != "evaluate":  # which reads only what was prepared
+        rules.append(_data)
     if need == "train":
         rules += [_student_source, _student_layers, _method, _matched_layers, _batch, _run]
     return [problem for rule in rules for problem in rule(config)]
@@ -133,10 +135,13 @@ def _ranges(config: RunConfig) -> Iterator[str]:
             yield _problem(config, key, f"{entries}must be {allowed.words}")
 
 
+def _prepared(config: RunConfig) -> Iterator[str]:
+    if not config.data.prepared:
+        yield _problem(config, "data.prepared", "required: the folder that launcher/prepare.py fills")
+
+
 def _data(config: RunConfig) -> Iterator[str]:
     data = config.data
-    if not data.prepared:
-        yield _problem(config, "data.prepared", "required: the folder that launcher/prepare.py fills")
     if data.source != "synthetic_nli":
         if not data.path:
             yield _problem(config, "data.path", f"required with data.source: {data.source}")

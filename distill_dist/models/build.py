@@ -51,12 +51,18 @@ def load_teacher(path: str, *, labels: tuple[str, ...], attention: str) -> Any:
     return model.requires_grad_(False)
 
 
-def random_student(shape: dict[str, Any], *, vocab_size: int, pad_token_id: int, labels: tuple[str, ...]) -> Any:
+def random_student(
+    shape: dict[str, Any], *, vocab_size: int, pad_token_id: int, labels: tuple[str, ...]
+) -> Any:
     """A classifier of ``shape`` (model_type and sizes) with random weights from torch's global generator."""
     shape = dict(shape)
     try:
         config = AutoConfig.for_model(
-            shape.pop("model_type"), **shape, vocab_size=vocab_size, pad_token_id=pad_token_id, **_classes(labels)
+            shape.pop("model_type"),
+            **shape,
+            vocab_size=vocab_size,
+            pad_token_id=pad_token_id,
+            **_classes(labels),
         )
     except ValueError as error:
         raise UserError(f"student.shape: {str(error).splitlines()[0]}") from error
@@ -87,7 +93,10 @@ def student_from(
 
 
 def _classes(labels: tuple[str, ...]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
 
 
 def set_attention(model: Any, attention: str) -> None:

@@ -64,7 +64,9 @@ def copy_into_distilbert(source: Any, layers: tuple[int, ...], classes: dict[str
     """
     config = source.config
     if config.model_type != "bert":
-        raise UserError(f"student.architecture=distilbert needs a BERT at student.path, not a {config.model_type}")
+        raise UserError(
+            f"student.architecture=distilbert needs a BERT at student.path, not a {config.model_type}"
+        )
     if config.layer_norm_eps != 1e-12:
         raise UserError(
             f"student.architecture=distilbert: DistilBERT's normalisation has eps 1e-12, the source {config.layer_norm_eps}"

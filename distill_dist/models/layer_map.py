@@ -5,7 +5,9 @@ from __future__ import annotations
 from distill_dist.errors import UserError
 
 
-def copied_layers(source_layers: int, *, keep: int | None, how: str, chosen: tuple[int, ...]) -> tuple[int, ...]:
+def copied_layers(
+    source_layers: int, *, keep: int | None, how: str, chosen: tuple[int, ...]
+) -> tuple[int, ...]:
     """The layers of the source that the student's layers 1, 2, … start from.
 
     ``even`` ends at the last layer: 6 of 12 are 2, 4, …, 12. Raises UserError where the source is too shallow.

@@ -109,7 +109,10 @@ class Objective:
             return LossTerms(sums, zero_rows, weights)
         if "distillation" in weights:
             values_B = distillation_B(
-                student.logits_BC, teacher.logits_BC, temperature=self.temperature, per_class=self.kd_per_class
+                student.logits_BC,
+                teacher.logits_BC,
+                temperature=self.temperature,
+                per_class=self.kd_per_class,
             )
             add("distillation", values_B, real_B)
         if "patience" in weights:

@@ -127,12 +127,11 @@ class RemoteTeacher:
         number = self._asked % len(self._names)
         return batch, number, self._call(number, host.ask, pack_request(batch), spec)
 
-    def _collect(
-        self, item: T, asked: list[tuple[Batch, int, Reply]]
-    ) -> tuple[T, tuple[TeacherSignal, ...]]:
+    def _collect(self, item: T, asked: list[tuple[Batch, int, Reply]]) -> tuple[T, tuple[TeacherSignal, ...]]:
         start = time.perf_counter()
         found = tuple(
-            unpack_signal(self._wait(number, reply), batch.attention_mask_BL) for batch, number, reply in asked
+            unpack_signal(self._wait(number, reply), batch.attention_mask_BL)
+            for batch, number, reply in asked
         )
         self.waited_s += time.perf_counter() - start
         return item, found

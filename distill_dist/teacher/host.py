@@ -69,7 +69,7 @@ class TeacherHost:
             answer = self._compute(question.request, question.spec)
         except Exception as error:  # whatever the model raises belongs to the student who asked
             _log.exception("a question could not be answered")
-            question.answer.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
+            question.answer.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
             return
         question.answer.set_result(answer)
         self.answered += 1

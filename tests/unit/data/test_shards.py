@@ -4,6 +4,7 @@ import gc
 import json
 import pickle
 import tarfile
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import webdataset
 
 from distill_dist.data.manifest import Manifest, save_manifest
 from distill_dist.data.rows import TextRow
+from distill_dist.data.shard_index import NO_TIME
 from distill_dist.data.shard_writer import ShardWriter, _member_header
 from distill_dist.data.shards import find_damage, open_split
 from distill_dist.durable import sha256_file
@@ -102,6 +104,8 @@ def test_tar_reads_the_shards_and_members_have_no_time_and_owner(prepared):
         assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}
         assert json.load(tar.extractfile(members[-1]))["row"] == 3 * 24 + 2
     assert (folder / manifest.splits["train"].shards[-1].file).stat().st_size % tarfile.RECORDSIZE == 0
+    with zipfile.ZipFile(folder / "train" / "shard-000000.index.npz") as index:
+        assert {entry.date_time for entry in index.infolist()} == {NO_TIME}
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 8**11 - 1])

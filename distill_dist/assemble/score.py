@@ -1,0 +1,70 @@
+"""Score a model that exists, against a teacher if there is one: what `launcher/evaluate.py` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from distill_dist.assemble.models import check_tokenizer
+from distill_dist.config.schema import RunConfig
+from distill_dist.data.loader import evaluation_batches
+from distill_dist.data.manifest import load_manifest
+from distill_dist.data.shards import open_split
+from distill_dist.evaluation.split import SplitScorer, loyalty
+from distill_dist.hub import locate
+from distill_dist.models.build import load_teacher
+from distill_dist.models.encoder import encoder_parts
+from distill_dist.teacher.client import LocalTeacher
+
+
+def score(config: RunConfig, *, student: str, teacher: str, split: str, saliency: bool) -> dict[str, Any]:
+    """Metrics of the classifier at ``student`` on a prepared split; loyalty where ``teacher`` is not empty.
+
+    Both are folders, hub names or `pkg://PACKAGE/FOLDER`. One process. Raises UserError.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    prepared = Path(config.data.prepared)
+    manifest = load_manifest(prepared)
+    rows = open_split(prepared, split)
+    use_cuda = config.cluster.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if use_cuda else "cpu")
+
+    def load(path: str, what: str) -> LocalTeacher:
+        folder = locate(path, what=what)
+        check_tokenizer(folder, prepared, what=what)
+        return LocalTeacher(
+            encoder_parts(load_teacher(folder, labels=manifest.labels, attention="eager").to(device)), device
+        )
+
+    def alone(tensor: Tensor) -> Tensor:
+        return tensor
+
+    batches = evaluation_batches(
+        rows, rank=0, size=1, micro_tokens=config.batch.micro_tokens, pad_token_id=manifest.pad_token_id
+    )
+    scorer = SplitScorer(
+        labels_N=rows.labels,
+        batches=tuple(batches),
+        num_classes=len(manifest.labels),
+        with_f1=manifest.metric == "f1",
+        sum_=alone,
+        device=device,
+        ahead=0,
+    )
+    ours = load(student, "student")
+    ours_NC = scorer.logits_NC(ours)
+    found: dict[str, Any] = {"split": split, "rows": rows.num_rows, "student": scorer.metrics(ours_NC)}
+    if not teacher:
+        return found
+    theirs = load(teacher, "teacher")
+    theirs_NC = scorer.logits_NC(theirs)
+    found["teacher"] = scorer.metrics(theirs_NC)
+    found["loyalty"] = loyalty(ours_NC, theirs_NC)
+    if saliency:
+        found["loyalty"]["sl_spearman_norm"] = scorer.saliency_loyalty(ours, theirs)
+    return found
