@@ -69,7 +69,8 @@ def copy_into_distilbert(source: Any, layers: tuple[int, ...], classes: dict[str
         )
     if config.layer_norm_eps != 1e-12:
         raise UserError(
-            f"student.architecture=distilbert: DistilBERT's normalisation has eps 1e-12, the source {config.layer_norm_eps}"
+            "student.architecture=distilbert: DistilBERT's normalisation has eps 1e-12, the source's is "
+            f"{config.layer_norm_eps}"
         )
     student = AutoModelForSequenceClassification.from_config(
         DistilBertConfig(
