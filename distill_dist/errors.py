@@ -16,7 +16,7 @@ class UserError(ValueError):
     said: bool = False
 
 
-class Interrupted(RuntimeError):  # noqa: N818 - not an error: the run is saved and resumable
+class Interrupted(RuntimeError):
     """The run stopped in good order and can be resumed; the message says why.
 
     Launchers exit with ``EXIT_RESUMABLE``.

@@ -27,6 +27,22 @@ class TeacherShape:
     hidden_size: int
 
 
+def check_prepared(config: RunConfig, manifest: Manifest) -> None:
+    """Raises UserError when the run's `data` section says something else than the folder was prepared with."""
+    data = config.data
+    said = {
+        "data.max_length": (data.max_length, manifest.max_length),
+        "data.labels": (data.labels or manifest.labels, manifest.labels),
+        "data.task": (data.task if data.source != "synthetic_nli" else manifest.task, manifest.task),
+    }
+    for key, (wanted, prepared) in said.items():
+        if wanted != prepared:
+            raise UserError(
+                f"{key}={wanted!r}, but data.prepared={data.prepared!r} was prepared with {prepared!r}: prepare again "
+                "with launcher/prepare.py --replace, or set it back"
+            )
+
+
 def build_student(config: RunConfig, manifest: Manifest) -> EncoderParts:
     """The student before its first step; the same weights on every rank, from ``config.seed``."""
     torch.manual_seed(config.seed)

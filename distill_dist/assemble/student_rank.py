@@ -88,6 +88,7 @@ def train_student(
 def _load(config: RunConfig, place: Place, folder: RunFolder) -> _Loaded:
     prepared = Path(config.data.prepared)
     manifest = load_manifest(prepared)
+    check_prepared(config, manifest)
     student = build_student(config, manifest)
     shape, local_teacher = None, None
     if config.teacher.path:
