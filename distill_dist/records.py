@@ -18,6 +18,14 @@ import torch
 from torch import Tensor
 
 
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """``tensor`` in fp32, or in float64 where it has that already: losses are never rounded below fp32.
+
+    Float64 stays for the proofs: a gradient is checked against its formula to 1e-10 only where nothing rounds.
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch of one rank; padded to its own longest row.

@@ -15,6 +15,7 @@ from distill_dist.assemble.models import (
     build_objective,
     build_student,
     build_teacher,
+    check_prepared,
     teacher_shape,
 )
 from distill_dist.assemble.outcome import Outcome

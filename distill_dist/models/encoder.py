@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from distill_dist.errors import UserError
+from distill_dist.records import at_least_fp32
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class EncoderParts:
     takes_token_types: bool  # DistilBERT and ModernBERT know no segments
 
     def logits_BC(self, input_ids_BL: Tensor, attention_mask_BL: Tensor, token_type_ids_BL: Tensor) -> Tensor:
-        """One forward: class logits [B, C] in fp32, graph attached where gradients are on."""
+        """One forward: class logits [B, C] in fp32 or better, graph attached where gradients are on."""
         segments = {"token_type_ids": token_type_ids_BL} if self.takes_token_types else {}
         output = self.model(input_ids=input_ids_BL, attention_mask=attention_mask_BL, **segments)
-        return output.logits.float()
+        return at_least_fp32(output.logits)
 
 
 def encoder_parts(model: nn.Module) -> EncoderParts:

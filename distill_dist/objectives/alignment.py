@@ -1,9 +1,11 @@
-"""Distances of directions: gradients at a position, [CLS] states (METHOD.md §1). All in fp32."""
+"""Distances of directions: gradients at a position, [CLS] states (METHOD.md §1). In fp32 or better."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from distill_dist.records import at_least_fp32
 
 
 def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -12,7 +14,7 @@ def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     The norm of a zero row has no derivative: it is replaced before the root, or one padding position would
     turn the whole gradient into NaN.
     """
-    rows = rows.float()
+    rows = at_least_fp32(rows)
     squares = rows.square().sum(dim=-1)
     is_zero = squares == 0
     norms = torch.where(is_zero, torch.ones_like(squares), squares).sqrt()
@@ -27,11 +29,11 @@ def direction_distance(student: Tensor, teacher_unit: Tensor) -> tuple[Tensor, T
     """
     student_unit, norms = unit_rows(student)
     no_direction = (norms == 0) | (teacher_unit == 0).all(dim=-1)
-    distance = (student_unit - teacher_unit.float()).square().sum(dim=-1)
+    distance = (student_unit - at_least_fp32(teacher_unit)).square().sum(dim=-1)
     return distance.masked_fill(no_direction, 0.0), no_direction
 
 
 def patience_B(student_BKH: Tensor, teacher_unit_BKH: Tensor) -> Tensor:
     """Mean squared difference of the L2-normalised [CLS] states over matched layers and width, per sequence [B]."""
     student_unit, _ = unit_rows(student_BKH)
-    return (student_unit - teacher_unit_BKH.float()).square().mean(dim=(1, 2))
+    return (student_unit - at_least_fp32(teacher_unit_BKH)).square().mean(dim=(1, 2))
