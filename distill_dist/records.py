@@ -81,10 +81,11 @@ class TeacherSignal:
 
     def to(self, device: torch.device | str) -> Self:
         """The same signal on ``device``."""
-        values: list[Any] = [getattr(self, f.name) for f in fields(self)]
-        return type(self)(
-            *(None if value is None else value.to(device, non_blocking=True) for value in values)
-        )
+
+        def move(value: Any) -> Any:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        return type(self)(*(move(getattr(self, f.name)) for f in fields(self)))
 
 
 @dataclass(frozen=True)
