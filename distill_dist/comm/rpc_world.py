@@ -39,15 +39,24 @@ class Reply:
         if not self._done.wait(timeout_s):
             raise CallFailed(f"{self._peer} did not answer within {timeout_s:.0f} s")
         try:
-            return self._future.value()
-        except RuntimeError as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise CallFailed(f"{self._peer} failed: {first_line}") from error
+            found = self._future.value()
+        except Exception as error:  # torch raises what the peer raised, in its own type
+            raise CallFailed(f"{self._peer} failed: {_reason(error)}") from error
+        if isinstance(found, Exception):
+            # What an answer that is given later was set to fail with arrives as a value (torch 2.13).
+            raise CallFailed(f"{self._peer} failed: {_reason(found)}") from found
+        return found
 
     @property
     def done(self) -> bool:
         """Whether ``wait`` would return at once."""
         return self._done.is_set()
+
+
+def _reason(error: Exception) -> str:
+    """The line of a remote error that says something; torch puts `On WorkerInfo(…)` before and a traceback after."""
+    lines = [line for line in str(error).splitlines() if line.strip() and "On WorkerInfo(" not in line]
+    return lines[0].strip() if lines else repr(error)
 
 
 class RpcWorld:

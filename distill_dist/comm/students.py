@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import psutil
@@ -11,6 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distill_dist.errors import Interrupted
+
+
+# gloo raises plain RuntimeErrors; these words stand in those about a peer
+_TRANSPORT_WORDS = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 
 
 class PeerLost(Interrupted):
@@ -63,6 +69,16 @@ class StudentGroup:
         except RuntimeError as error:
             raise self.lost(error) from error
         return tensor
+
+    @contextmanager
+    def naming_the_lost(self) -> Iterator[None]:
+        """Turn the failure of a collective that somebody else runs (DeepSpeed's) into PeerLost."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or any(word in str(error) for word in _TRANSPORT_WORDS):
+                raise self.lost(error) from error
+            raise
 
     def lost(self, error: Exception) -> PeerLost:
         """What to raise when a collective failed with ``error``: names the siblings that are gone."""

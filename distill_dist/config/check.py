@@ -64,6 +64,8 @@ RANGES: dict[str, Range] = {
     "student.shape.num_hidden_layers": _COUNT,
     "student.shape.num_attention_heads": _COUNT,
     "student.shape.intermediate_size": _COUNT,
+    "student.shape.max_position_embeddings": _COUNT,
+    "student.shape.initializer_range": Range(0, low_open=True),
     "student.layers": _COUNT,
     "student.layer_list": _COUNT,
     "student.dropout": Range(0, 1, high_open=True),
@@ -178,6 +180,9 @@ def _student_source(config: RunConfig) -> Iterator[str]:
         key = "student.shape.hidden_size"
         heads = shape.num_attention_heads
         yield _problem(config, key, f"must be a multiple of student.shape.num_attention_heads = {heads}")
+    if shape.max_position_embeddings < config.data.max_length:
+        text = f"must be at least data.max_length = {config.data.max_length}"
+        yield _problem(config, "student.shape.max_position_embeddings", text)
     if student.architecture == "distilbert":
         yield _problem(config, "student.architecture", "needs student.path: the BERT whose layers fill it")
     if student.layers is not None:

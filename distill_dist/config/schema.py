@@ -81,6 +81,10 @@ class ShapeConfig:
     """Heads; at least 1."""
     intermediate_size: int = 512
     """Width of the feed-forward block."""
+    max_position_embeddings: int = 512
+    """Longest row the model can read; at least `data.max_length`."""
+    initializer_range: float = 0.02
+    """Standard deviation of the random weights; above 0. Tiny models learn sooner with 0.06."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The generated corpus' language: its words, in trees of hypernyms, and its sentences.
 
 A sentence is a quantifier, a subject (noun with adjective and relative clause) and a predicate (verb with a
-place adverb): ``some small dogs that do not sing do not run outdoors``. Verbs serve in clause and predicate, so
-that the same words in another order mean another thing.
+place adverb): ``some small dogs that sing do not run outdoors``. Verbs serve in clause and predicate, so that
+the same words in another order mean another thing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Sentence:
     """One sentence, slot by slot; a modifier that is not there is None.
 
     ``quantifier`` is one of ``QUANTIFIERS``; ``some not`` negates the predicate. ``clause`` is a verb of the
-    other tree than ``verb``'s, after `not ` where it is negated.
+    other tree than ``verb``'s.
     """
 
     quantifier: str
@@ -73,7 +73,7 @@ class Sentence:
             "some" if some_not else self.quantifier,
             self.adjective,
             self.noun,
-            self.clause and f"that {self.clause}".replace("not", "do not"),
+            self.clause and f"that {self.clause}",
             "do not" if some_not else None,
             self.verb,
             self.place,

@@ -34,11 +34,9 @@ class Claim(NamedTuple):
 
 @cache
 def extension(word: str | None) -> Bits:
-    """The kinds that ``word`` is true of; `not run` is the complement of `run`, None restricts nothing."""
+    """The kinds that ``word`` is true of; None restricts nothing."""
     if word is None:
         return EVERYTHING
-    if word.startswith("not "):
-        return EVERYTHING ^ extension(word.removeprefix("not "))
     position = TREES.index(tree_of(word))
     return sum(1 << k for k, kind in enumerate(KINDS) if is_within(kind[position], word))
 

@@ -6,7 +6,7 @@ import string
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import BertTokenizerFast
+from transformers import BertTokenizer
 
 from distill_dist.data.synthetic_grammar import all_words
 
@@ -28,4 +28,4 @@ def build_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"]))
-    BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=128).save_pretrained(str(folder))
+    BertTokenizer(tokenizer_object=tokenizer, model_max_length=128).save_pretrained(str(folder))

@@ -31,7 +31,11 @@ def load_classifier(path: str, *, attention: str) -> Any:
 def _from_pretrained(path: str, **options: Any) -> tuple[Any, set[str]]:
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **options
+            path,
+            dtype=torch.float32,
+            use_safetensors=True,  # other weight files are pickles
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"no model could be loaded from {path!r}: {str(error).splitlines()[0]}") from error

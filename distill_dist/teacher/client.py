@@ -48,8 +48,8 @@ class Teacher(Protocol):
         """The teacher's own figures: `parameters`."""
         ...
 
-    def release(self) -> None:
-        """Nothing more will be asked."""
+    def release(self, *, timeout_s: float) -> None:
+        """Nothing more will be asked; waits at most ``timeout_s`` for a teacher to hear it."""
         ...
 
 
@@ -75,7 +75,7 @@ class LocalTeacher:
         """See Teacher."""
         return describe_model(self._parts)
 
-    def release(self) -> None:
+    def release(self, *, timeout_s: float) -> None:
         """See Teacher."""
 
     def _compute(self, batch: Batch, spec: SignalSpec) -> TeacherSignal:
@@ -115,11 +115,14 @@ class RemoteTeacher:
         assert isinstance(found, dict)
         return found
 
-    def release(self) -> None:
-        """See Teacher. Waits for every teacher to have heard it, so that none waits for its lease."""
+    def release(self, *, timeout_s: float) -> None:
+        """See Teacher. One that does not hear it is no error: its lease will end."""
         self._done.set()
-        for number in range(len(self._names)):
-            self._wait(number, self._call(number, host.release, self._student))
+        for number, name in enumerate(self._names):
+            try:
+                self._call(number, host.release, self._student).wait(timeout_s)
+            except (TeacherLost, CallFailed) as error:
+                _log.warning("%s was not released: %s", name, error)
 
     def _ask(self, batch: Batch, spec: SignalSpec) -> tuple[Batch, int, Reply]:
         # Any teacher gives the same signal: turns are taken.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from distill_dist.models.encoder import EncoderParts
 from distill_dist.models.hooks import gradients_at, watch_points
@@ -13,8 +15,9 @@ from distill_dist.objectives.alignment import unit_rows
 from distill_dist.objectives.signal import margin_B, own_class_B
 from distill_dist.records import SignalSpec, TeacherSignal
 
-# Below 4 rows CPU kernels change the last bits of a row (FACTS); 8 leaves a margin.
-MIN_ROWS = 8
+# Below 16 rows, and below 16 positions, CPU kernels change the last bits of a row: the width of their vectors
+# (AVX-512). tests/unit/teacher/test_compute.py sees it.
+MIN_ROWS = MIN_LENGTH = 16
 
 
 def compute_signal(
@@ -25,16 +28,19 @@ def compute_signal(
     spec: SignalSpec,
     *,
     min_rows: int = MIN_ROWS,
+    min_length: int = MIN_LENGTH,
 ) -> TeacherSignal:
     """The signal of a frozen teacher in eval mode for rows of token ids.
 
-    At least ``min_rows`` rows are run; the rows repeat to fill up.
+    At least ``min_rows`` rows of ``min_length`` positions are run; rows repeat and padding grows to fill up.
     """
-    rows = input_ids_BL.shape[0]
-    inputs = (input_ids_BL, attention_mask_BL, token_type_ids_BL)
-    if rows < min_rows:
-        index = torch.arange(min_rows, device=input_ids_BL.device) % rows
-        inputs = (input_ids_BL[index], attention_mask_BL[index], token_type_ids_BL[index])
+    rows, length = input_ids_BL.shape
+    fill = partial(_fill_up, rows=min_rows, length=min_length)
+    inputs = (
+        fill(input_ids_BL, pad=teacher.pad_token_id),
+        fill(attention_mask_BL, pad=0),
+        fill(token_type_ids_BL, pad=0),
+    )
     mask_BL = inputs[1].bool()
     with (
         torch.set_grad_enabled(spec.gradients),
@@ -55,8 +61,8 @@ def compute_signal(
     unit_BLH = norm_BL = None
     if embedding_BLH is not None:
         unit_BLH, norm_BL = unit_rows(embedding_BLH)
-        unit_BLH = unit_BLH.masked_fill(~mask_BL[..., None], 0.0)[:rows]
-        norm_BL = norm_BL.masked_fill(~mask_BL, 0.0)[:rows]
+        unit_BLH = unit_BLH.masked_fill(~mask_BL[..., None], 0.0)[:rows, :length]
+        norm_BL = norm_BL.masked_fill(~mask_BL, 0.0)[:rows, :length]
     return TeacherSignal(
         logits_BC=logits_BC.detach()[:rows],
         cls_states_BKH=states_BKH,
@@ -64,6 +70,12 @@ def compute_signal(
         embedding_gradient_BLH=unit_BLH,
         embedding_gradient_norm_BL=norm_BL,
     )
+
+
+def _fill_up(values_BL: Tensor, *, rows: int, length: int, pad: int) -> Tensor:
+    """``values_BL`` with at least ``rows`` rows, which repeat, of at least ``length`` positions."""
+    index = torch.arange(max(rows, len(values_BL)), device=values_BL.device) % len(values_BL)
+    return functional.pad(values_BL[index], (0, max(0, length - values_BL.shape[1])), value=pad)
 
 
 def describe_model(parts: EncoderParts) -> dict[str, Any]:

@@ -31,7 +31,8 @@ LAYERS = {
     2: ("teacher", "student", "evaluation", "report", "trace"),
     3: ("trainer",),
     4: ("assemble",),
-    5: ("launcher",),  # a folder of its own beside the package
+    5: ("bench",),
+    6: ("launcher",),  # a folder of its own beside the package
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 SIBLINGS = {("objectives", "models")}  # the hooks live in models
@@ -148,7 +149,7 @@ def _layer_rule(module: Module, use: Use) -> str | None:
 
 
 def _function_rule(module: Module, use: Use) -> str | None:
-    if module.owner == "launcher" and within(use.name, f"{PACKAGE}.assemble"):
+    if module.owner == "launcher" and use.name.startswith((f"{PACKAGE}.assemble.", f"{PACKAGE}.bench.")):
         return None  # a wrong key answers at once; torch and DeepSpeed take seconds to import
     if use.in_function and within(use.name, PACKAGE):
         return f"{use.name} is imported inside a function: our own modules are imported at the top"

@@ -26,7 +26,8 @@ def test_a_word_that_tells_the_label_is_found() -> None:
     rng = np.random.default_rng(0)
     # Word 3 stands in every row; only its segment tells.
     rows = [
-        row([*words(rng, 4), *([3] * (n % 2))], [*words(rng, 4), *([3] * (1 - n % 2))], n % 2) for n in range(300)
+        row([*words(rng, 4), *([3] * (n % 2))], [*words(rng, 4), *([3] * (1 - n % 2))], n % 2)
+        for n in range(300)
     ]
     assert bag_of_words_accuracy(rows[:200], rows[200:]) == 1.0
 

@@ -1,0 +1,82 @@
+"""What a student holds before it meets the others: models, data, the checkpoint to go on from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill_dist import checkpoint
+from distill_dist.assemble.models import (
+    build_objective,
+    build_student,
+    build_teacher,
+    check_prepared,
+    teacher_shape,
+)
+from distill_dist.assemble.place import Place
+from distill_dist.assemble.resume import check_identity, run_identity
+from distill_dist.config.deepspeed_json import load_deepspeed_json
+from distill_dist.config.schema import RunConfig
+from distill_dist.data.manifest import Manifest, load_manifest, manifest_hash
+from distill_dist.data.shards import PreparedSplit, open_split
+from distill_dist.errors import UserError
+from distill_dist.models.encoder import EncoderParts
+from distill_dist.objectives.objective import Objective
+from distill_dist.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Everything of a student that needs no sibling."""
+
+    manifest: Manifest
+    train: PreparedSplit
+    scored: dict[str, PreparedSplit]
+    tokenizer: Path
+    student: EncoderParts
+    local_teacher: EncoderParts | None
+    objective: Objective
+    identity: dict[str, Any]
+    resumed: checkpoint.Checkpoint | None
+    deepspeed_json: dict[str, Any]
+
+
+def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
+    """Read models, data and the newest checkpoint. Raises UserError for whatever does not fit together."""
+    prepared = Path(config.data.prepared)
+    manifest = load_manifest(prepared)
+    check_prepared(config, manifest)
+    student = build_student(config, manifest)
+    shape, local_teacher = None, None
+    if config.teacher.path:
+        shape = teacher_shape(config)
+        if not place.roles.teachers:
+            local_teacher = build_teacher(config, manifest, place.device)
+    identity = run_identity(config, manifest_hash(manifest))
+    return Loaded(
+        manifest=manifest,
+        train=open_split(prepared, "train"),
+        scored={name: open_split(prepared, name) for name in manifest.splits if name != "train"},
+        tokenizer=prepared / "tokenizer",
+        student=student,
+        local_teacher=local_teacher,
+        objective=build_objective(config, student, shape),
+        identity=identity,
+        resumed=_find_checkpoint(config, folder, identity),
+        deepspeed_json=load_deepspeed_json(Path(config.deepspeed_config)),
+    )
+
+
+def _find_checkpoint(
+    config: RunConfig, folder: RunFolder, identity: dict[str, Any]
+) -> checkpoint.Checkpoint | None:
+    if config.train.resume == "never" and checkpoint.complete_folders(folder.checkpoints):
+        raise UserError(
+            f"run_dir={folder.path} has checkpoints and train.resume is 'never': choose another run_dir, or "
+            "train.resume=auto to go on"
+        )
+    found = checkpoint.newest(folder.checkpoints)
+    if found is not None:
+        check_identity(found.progress["identity"], identity, checkpoint=str(found.folder))
+    return found

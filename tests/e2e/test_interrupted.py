@@ -1,0 +1,176 @@
+"""Runs that are killed or told to stop: they end soon, leave nothing, and go on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import (
+    ENDS_WITHIN_S,
+    RUN_LIMIT_S,
+    Started,
+    World,
+    kill_rank,
+    port_is_free,
+    rank_process,
+    running,
+    start_deepspeed,
+    start_ranks,
+    state,
+    trace,
+    wait_until,
+)
+
+from e2e.conftest import TRACED, Reference, shared_memory
+
+TEACHER, PLACES = 2, {0: "student 0", 1: "student 1", 2: "the teacher"}
+
+
+def arguments_of(world: World, run_dir: Path, *more: str) -> list[str]:
+    """The reference's run, in another folder."""
+    return world.student(run_dir, "method=gkd_cls", *TRACED, *more)
+
+
+def await_step(started: Started, run_dir: Path, step: int, student: int = 0) -> None:
+    """Return when ``student`` has committed ``step`` steps."""
+    wait_until(
+        lambda: len(trace(run_dir, student)) >= step or all(p.poll() is not None for p in started.processes),
+        what=f"step {step} of {run_dir}",
+        timeout_s=RUN_LIMIT_S,
+    )
+    assert started.alive(), started.text()
+
+
+def newest_checkpoint(run_dir: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    """(its step, its tensors)."""
+    folder = max(path.parent for path in (run_dir / "checkpoints").glob("step-*/COMPLETE"))
+    progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    return progress["step"], load_file(folder / "tensors.safetensors")
+
+
+def assert_same_run(run_dir: Path, undisturbed: Path) -> None:
+    """Bit-equal final weights and moments, same samples and losses at every step, same figures."""
+    step, tensors = newest_checkpoint(run_dir)
+    other_step, expected = newest_checkpoint(undisturbed)
+    assert (step, tensors.keys()) == (other_step, expected.keys())
+    different = [name for name, tensor in tensors.items() if not torch.equal(tensor, expected[name])]
+    assert different == []
+    for student in (0, 1):
+        assert trace(run_dir, student) == trace(undisturbed, student)
+    ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (run_dir, undisturbed))
+    for key in ("student", "teacher", "loyalty", "steps", "best_step"):
+        assert ours[key] == theirs[key], key
+    model, expected_model = (load_file(run / "model" / "model.safetensors") for run in (run_dir, undisturbed))
+    assert all(torch.equal(model[name], expected_model[name]) for name in expected_model)
+
+
+def test_kill_9_of_all_and_resume(world: World, reference: Reference, tmp_path):
+    run_dir = tmp_path / "run"
+    with running(start_ranks(arguments_of(world, run_dir), size=3, logs=tmp_path / "logs-1")) as ranks:
+        await_step(ranks, run_dir, 24)
+        ranks.kill()
+    step, killed = newest_checkpoint(run_dir)
+    done = len(trace(run_dir))
+    assert 20 <= step < 100, step
+    assert done >= 24
+    _, final = newest_checkpoint(reference.run_dir)
+    assert any(not torch.equal(killed[name], final[name]) for name in final), "nothing was left to do"
+    with running(start_ranks(arguments_of(world, run_dir), size=3, logs=tmp_path / "logs-2")) as ranks:
+        assert ranks.wait() == [0, 0, 0], ranks.text()
+    log = (run_dir / "logs" / "rank-00000.log").read_text(encoding="utf-8")
+    assert f"resumed from {run_dir}/checkpoints/step-{step:08d}" in log
+    assert_same_run(run_dir, reference.run_dir)
+
+
+def test_dropout_is_resumed_too(world: World, tmp_path):
+    def finished(run_dir: Path, *, kill_at: int) -> dict[str, torch.Tensor]:
+        method = ("method=kd", "student.dropout=0.1", "cluster.teachers=0", "train.trace=true")
+        arguments = world.student(
+            run_dir, *method, "train.checkpoint_every=10", "train.epochs=1", "evaluate.saliency=false"
+        )
+        if kill_at:
+            with running(start_ranks(arguments, size=1, logs=tmp_path / "logs-killed")) as ranks:
+                await_step(ranks, run_dir, kill_at)
+                ranks.kill()
+            assert newest_checkpoint(run_dir)[0] < 50
+        with running(start_ranks(arguments, size=1, logs=tmp_path / f"logs-{kill_at}")) as ranks:
+            assert ranks.wait() == [0], ranks.text()
+        return newest_checkpoint(run_dir)[1]
+
+    whole, resumed = finished(tmp_path / "whole", kill_at=0), finished(tmp_path / "resumed", kill_at=13)
+    assert trace(tmp_path / "whole") == trace(tmp_path / "resumed")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def die(started: Started, run_dir: Path, *, victim: int, at_step: int) -> None:
+    """Kill -9 the rank ``victim`` in mid-run; all must end within the promised time and leave nothing."""
+    shm_before = shared_memory()
+    await_step(started, run_dir, at_step)
+    kill_rank(started, victim)
+    died_at = time.monotonic()
+    while (left := started.alive()) and time.monotonic() - died_at < ENDS_WITHIN_S:
+        time.sleep(0.1)
+    assert not left, f"{left} outlived {PLACES[victim]} by {ENDS_WITHIN_S:.0f} s\n{started.text()}"
+    assert shared_memory() <= shm_before
+    assert port_is_free(started.port)
+    assert 0 not in [process.wait() for process in started.processes]
+
+
+def test_three_deaths_under_the_launcher_and_the_run_goes_on(world: World, reference: Reference, tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = arguments_of(world, run_dir)
+    for number, (victim, at_step) in enumerate(((TEACHER, 14), (1, 34), (0, 64))):
+        with running(start_deepspeed(arguments, size=3, logs=tmp_path / f"logs-{number}")) as started:
+            die(started, run_dir, victim=victim, at_step=at_step)
+        verdict = state(run_dir)
+        assert (verdict["state"], verdict["resumable"]) == ("stopped", True), started.text()
+        step, _ = newest_checkpoint(run_dir)
+        if victim == TEACHER:
+            assert "teacher2" in verdict["reason"], verdict
+            assert step == len(trace(run_dir)), "the students did not save where they stopped"
+        else:
+            assert f"rank {victim} (process" in verdict["reason"], verdict
+            assert step == len(trace(run_dir, 1 - victim)) // 10 * 10
+        assert step < 100
+    with running(start_deepspeed(arguments, size=3, logs=tmp_path / "logs-last")) as started:
+        assert started.wait() == [0], started.text()
+    assert state(run_dir)["state"] == "done"
+    assert_same_run(run_dir, reference.run_dir)
+
+
+@pytest.mark.parametrize("victim", [TEACHER, 1, 0], ids=["teacher", "student", "rank 0"])
+def test_a_death_without_a_launcher_ends_the_run_as_well(world: World, tmp_path, victim: int):
+    run_dir = tmp_path / "run"
+    with running(start_ranks(arguments_of(world, run_dir), size=3, logs=tmp_path / "logs")) as ranks:
+        die(ranks, run_dir, victim=victim, at_step=14)
+    codes = [process.returncode for process in ranks.processes]
+    assert codes == [-signal.SIGKILL if rank == victim else 75 for rank in range(3)], ranks.text()
+    assert "Traceback" not in ranks.text()
+    verdict = state(run_dir)
+    assert (verdict["state"], verdict["resumable"]) == ("stopped", True)
+
+
+def test_signals_stop_all_students_at_the_same_step(world: World, reference: Reference, tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = arguments_of(world, run_dir)
+    stopped_at = 0
+    for number, (rank, sent) in enumerate(((1, signal.SIGUSR1), (0, signal.SIGTERM))):
+        with running(start_ranks(arguments, size=3, logs=tmp_path / f"logs-{number}")) as ranks:
+            await_step(ranks, run_dir, stopped_at + 7)
+            rank_process(ranks, rank).send_signal(sent)
+            assert ranks.wait() == [75, 75, 75], ranks.text()
+        verdict = state(run_dir)
+        assert (verdict["state"], verdict["resumable"]) == ("stopped", True)
+        assert "signal" in verdict["reason"]
+        traces = [trace(run_dir, student) for student in (0, 1)]
+        assert len(traces[0]) == len(traces[1])
+        assert stopped_at + 7 <= len(traces[0]) < 100
+        stopped_at, _ = newest_checkpoint(run_dir)
+        assert stopped_at == len(traces[0])
+        assert traces[0] == trace(reference.run_dir)[:stopped_at]

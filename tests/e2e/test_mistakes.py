@@ -1,0 +1,107 @@
+"""What a user gets wrong: one message, exit code 2 on every rank, no traceback, nobody waits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny import Started, World, last_json, launch, running, start_ranks, state
+
+from e2e.conftest import TRACED
+
+
+def other_vocabulary(teacher: Path, folder: Path) -> Path:
+    """The teacher's folder with two words of its vocabulary exchanged."""
+    shutil.copytree(teacher, folder)
+    path = folder / "tokenizer.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = record["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    return folder
+
+
+def damaged_copy(prepared: Path, folder: Path) -> tuple[Path, str]:
+    """The prepared folder with one byte flipped in the middle of a shard of train; and the shard's name."""
+    shutil.copytree(prepared, folder)
+    shard = sorted((folder / "train").glob("*.tar"))[0]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    return folder, shard.name
+
+
+def assert_one_message(ranks: Started, *words: str) -> None:
+    """All ranks ended with 2, and one of them said why, in words."""
+    assert ranks.wait() == [2] * len(ranks.processes), ranks.text()
+    text = "".join(ranks.stderr(number) for number in range(len(ranks.processes)))
+    assert "Traceback" not in text
+    assert text.count("error: ") == 1, ranks.text()
+    for word in words:
+        assert word in text, ranks.text()
+
+
+@pytest.mark.parametrize("kind", ["no teacher", "another vocabulary", "not prepared", "damaged shard"])
+def test_at_assembly(world: World, tmp_path: Path, kind: str):
+    changed, words = {
+        "no teacher": lambda: ([f"teacher.path={tmp_path}/nowhere"], ["teacher.path", f"{tmp_path}/nowhere"]),
+        "another vocabulary": lambda: (
+            [f"teacher.path={other_vocabulary(world.teacher_run / 'model', tmp_path / 'teacher')}"],
+            ["teacher.path", "vocabulary"],
+        ),
+        "not prepared": lambda: ([f"data.prepared={tmp_path}/nothing"], [f"{tmp_path}/nothing", "prepare.py"]),
+        "damaged shard": lambda: _damage(world, tmp_path),
+    }[kind]()
+    # the student has a path of its own, so that nothing is wrong but one thing
+    student = f"student.path={world.teacher_run}/model"
+    arguments = world.student(tmp_path / "run", "method=gkd_cls", *TRACED, student, *changed)
+    with running(start_ranks(arguments, size=3, logs=tmp_path / "logs")) as ranks:
+        assert_one_message(ranks, *words)
+
+
+def _damage(world: World, tmp_path: Path) -> tuple[list[str], list[str]]:
+    folder, shard = damaged_copy(world.prepared, tmp_path / "damaged")
+    return [f"data.prepared={folder}"], [shard]
+
+
+def test_a_missing_rank_is_named(world: World, tmp_path: Path):
+    arguments = world.student(tmp_path / "run", "method=gkd_cls", *TRACED, "cluster.rendezvous_s=20")
+    with running(start_ranks(arguments, size=3, logs=tmp_path / "logs")) as ranks:
+        ranks.processes[1].kill()
+        assert [ranks.processes[number].wait(120) for number in (0, 2)] == [2, 2], ranks.text()
+    assert "ranks [1] of 3" in ranks.stderr(0)
+    assert "Traceback" not in ranks.text()
+
+
+def test_one_process_alone_and_then_again(world: World, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    arguments = world.student(run_dir, "method=gkd_cls", "cluster.teachers=0", "train.epochs=1")
+    first = launch("train.py", arguments, logs=tmp_path / "logs-1")
+    assert first.processes[0].returncode == 0, first.text()
+    summary = last_json(first.stdout())
+    assert summary["world"] == {"students": 1, "teachers": 0}
+    assert first.stdout().count("\n") == 1
+    before = checkpoint_bytes(run_dir)
+
+    again = launch("train.py", arguments, logs=tmp_path / "logs-2")
+    assert again.processes[0].returncode == 0, again.text()
+    assert checkpoint_bytes(run_dir) == before
+    repeated = last_json(again.stdout())
+    for key in ("student", "teacher", "loyalty", "steps", "best_step", "splits"):
+        assert repeated[key] == summary[key], key
+    assert state(run_dir)["state"] == "done"
+
+    changed = launch("train.py", [*arguments, "train.learning_rate=2e-3"], logs=tmp_path / "logs-3")
+    assert changed.processes[0].returncode == 2, changed.text()
+    assert "train.learning_rate: 0.001 -> 0.002" in changed.stderr()
+    assert "Traceback" not in changed.stderr()
+    assert checkpoint_bytes(run_dir) == before
+
+
+def checkpoint_bytes(run_dir: Path) -> dict[str, bytes]:
+    """Every file of every checkpoint."""
+    root = run_dir / "checkpoints"
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}

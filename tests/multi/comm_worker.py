@@ -1,0 +1,167 @@
+"""What the ranks of test_comm.py do. Imported by children only: no pytest in here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import torch
+from torch.futures import Future
+
+from distill_dist.comm.environment import LaunchEnvironment, read_environment
+from distill_dist.comm.rendezvous import Store, await_ready, connect_store, peers, report_failure
+from distill_dist.comm.rpc_world import CallFailed, RpcWorld, answered_later
+from distill_dist.comm.students import PeerLost, StudentGroup
+from distill_dist.errors import UserError
+
+RENDEZVOUS_S = 60.0
+
+
+def _meet() -> tuple[LaunchEnvironment, Store]:
+    launch = read_environment(os.environ)
+    return launch, connect_store(launch, timeout_s=RENDEZVOUS_S)
+
+
+def _group(launch: LaunchEnvironment, store: Store, *, timeout_s: float) -> StudentGroup:
+    return StudentGroup(
+        store,
+        rank=launch.rank,
+        global_ranks=tuple(range(launch.world_size)),
+        peers=peers(store, launch.world_size),
+        backend="gloo",
+        timeout_s=timeout_s,
+    )
+
+
+def collectives(victim: int) -> dict[str, Any]:
+    """Agreements and sums; then ``victim`` kills itself and the others notice."""
+    launch, store = _meet()
+    group = _group(launch, store, timeout_s=60)
+    found: dict[str, Any] = {
+        "agreed": [group.agree(launch.rank), group.agree(-launch.rank), group.agree(7)],
+        "sum": group.sum_(torch.tensor([float(launch.rank), 1.0], dtype=torch.float64)).tolist(),
+        "pids": {str(rank): pid for rank, (_, pid) in peers(store, launch.world_size).items()},
+        "pid": os.getpid(),
+    }
+    if launch.rank == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+    start = time.monotonic()
+    # twice: the first may still go through where the victim's words were already sent
+    for collective in (lambda: group.agree(0), lambda: group.sum_(torch.ones(1))):
+        try:
+            collective()
+        except PeerLost as error:
+            found["lost"] = str(error)
+            break
+    found["seconds"] = time.monotonic() - start
+    # a leaving rank 0 would take the store with it while its sibling still looks
+    time.sleep(2 if launch.rank == 0 else 0)
+    return found
+
+
+def hung_sibling(timeout_s: float) -> dict[str, Any]:
+    """Rank 1 comes to no collective; the others give up after ``timeout_s``."""
+    launch, store = _meet()
+    group = _group(launch, store, timeout_s=timeout_s)
+    group.agree(0)
+    start = time.monotonic()
+    if launch.rank == 1:
+        time.sleep(timeout_s + 6)
+        return {}
+    try:
+        group.agree(0)
+    except PeerLost as error:
+        return {"lost": str(error), "seconds": time.monotonic() - start}
+    return {}
+
+
+def echo(value: int) -> int:
+    """Remote."""
+    return value + 1
+
+
+def refuse() -> None:
+    """Remote: raises."""
+    raise ValueError("seven is not a colour")
+
+
+@answered_later
+def refuse_later() -> Future[int]:
+    """Remote: the answer that comes is an error, as a teacher's that cannot compute."""
+    answer: Future[int] = Future()
+    answer.set_exception(RuntimeError("out of memory"))  # type: ignore[arg-type]
+    return answer
+
+
+def sleep(seconds: float) -> None:
+    """Remote: does not answer for a while."""
+    time.sleep(seconds)
+
+
+def die() -> None:
+    """Remote: kills the process that answers."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def calls() -> dict[str, Any]:
+    """Rank 0 calls ranks 1 and 2; 1 hangs, then 2 dies."""
+    launch, store = _meet()
+    names = ("student0", "teacher1", "teacher2")
+    world = RpcWorld(store, rank=launch.rank, names=names, address="127.0.0.1", timeout_s=RENDEZVOUS_S)
+    if launch.rank != 0:
+        store.wait(["done"])
+        world.leave()
+        return {}
+    found: dict[str, Any] = {
+        "echo": [world.call("teacher1", echo, 1).wait(30), world.call("teacher2", echo, 2).wait(30)]
+    }
+    for name, peer, function, arguments, wait_s in (
+        ("raised", "teacher1", refuse, (), 30.0),
+        ("raised later", "teacher1", refuse_later, (), 30.0),
+        ("hung", "teacher1", sleep, (3.0,), 0.5),
+        ("died", "teacher2", die, (), 30.0),
+        ("dead", "teacher2", echo, (3,), 30.0),
+    ):
+        start = time.monotonic()
+        try:
+            world.call(peer, function, *arguments).wait(wait_s)
+            message = None
+        except CallFailed as error:
+            message = str(error)
+        found[name] = {"message": message, "seconds": time.monotonic() - start}
+    found["the other one still answers"] = world.call("teacher1", echo, 4).wait(30)
+    store.set("done", "1")
+    time.sleep(1)  # the store lives here
+    world.leave()
+    return found
+
+
+def rendezvous(timeout_s: float) -> dict[str, Any]:
+    """Wait for everybody; somebody is absent."""
+    launch = read_environment(os.environ)
+    start = time.monotonic()
+    try:
+        connect_store(launch, timeout_s=timeout_s)
+    except UserError as error:
+        time.sleep(1 if launch.rank == 0 else 0)
+        return {"message": str(error), "seconds": time.monotonic() - start}
+    return {}
+
+
+def loading(failing: list[int]) -> dict[str, Any]:
+    """The ranks in ``failing`` cannot load; everybody hears of it."""
+    launch, store = _meet()
+    start = time.monotonic()
+    try:
+        if launch.rank in failing:
+            error = UserError(f"teacher.path of rank {launch.rank} does not exist")
+            report_failure(store, launch.rank, error)
+            raise error
+        await_ready(store, launch, timeout_s=60)
+    except UserError as error:
+        time.sleep(2 if launch.rank == 0 else 0)
+        return {"message": str(error), "said": error.said, "seconds": time.monotonic() - start}
+    time.sleep(1 if launch.rank == 0 else 0)
+    return {}

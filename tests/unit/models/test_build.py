@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from distill_dist.errors import UserError
+from distill_dist.models.build import (
+    load_classifier,
+    load_teacher,
+    random_student,
+    set_attention,
+    set_dropout,
+    student_from,
+)
+from tiny_encoders import FAMILIES, forward, pad_token, ragged_batch, tiny_encoder
+
+NAMES = ("entailment", "neutral", "contradiction")
+SHAPE = {
+    "model_type": "bert",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+
+
+def saved(folder: Path, *, names: tuple[str, ...] | None = None, family: str = "bert") -> str:
+    model = tiny_encoder(family, layers=3, dtype=torch.float32)
+    if names is not None:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: index for index, name in enumerate(names)}
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    weights = second.state_dict()
+    return all(torch.equal(tensor, weights[name]) for name, tensor in first.state_dict().items())
+
+
+def test_a_teacher_is_frozen_and_the_one_on_disk(tmp_path: Path) -> None:
+    path = saved(tmp_path / "teacher", names=NAMES)
+    teacher = load_teacher(path, labels=NAMES, attention="eager")
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not teacher.training
+    assert teacher.config._attn_implementation == "eager"
+    assert same(teacher, tiny_encoder("bert", layers=3, dtype=torch.float32))
+    assert not same(teacher, tiny_encoder("bert", layers=3, seed=1, dtype=torch.float32))
+
+
+def test_a_teacher_with_nameless_classes_is_taken_by_their_number(tmp_path: Path) -> None:
+    path = saved(tmp_path / "teacher")
+    assert load_teacher(path, labels=NAMES, attention="sdpa").config.num_labels == 3
+    with pytest.raises(UserError, match="LABEL_0"):
+        load_teacher(path, labels=("no", "yes"), attention="sdpa")
+
+
+@pytest.mark.parametrize("labels", [("no", "yes"), (NAMES[1], NAMES[0], NAMES[2]), (*NAMES, "other")])
+def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, labels: tuple[str, ...]) -> None:
+    path = saved(tmp_path / "teacher", names=NAMES)
+    with pytest.raises(UserError, match="the order counts") as caught:
+        load_teacher(path, labels=labels, attention="eager")
+    assert all(name in str(caught.value) for name in (path, *NAMES, *labels))
+
+
+def test_an_untrained_head_is_refused(tmp_path: Path) -> None:
+    tiny_encoder("bert", dtype=torch.float32).bert.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(UserError, match=r"not a fine-tuned classifier.*classifier\.(bias|weight)"):
+        load_classifier(str(tmp_path / "encoder"), attention="eager")
+
+
+def test_no_model_is_one_clear_message(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no model could be loaded from .*empty"):
+        load_classifier(str(tmp_path / "empty"), attention="eager")
+    path = saved(tmp_path / "torn")
+    weights = Path(path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="no model could be loaded from .*torn"):
+        load_classifier(path, attention="eager")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_of_zero_is_really_zero(family: str, attention: str) -> None:
+    """In train mode two forwards agree to the bit, whatever the random numbers; with 0.1 they do not."""
+    batch = ragged_batch((8, 3, 6), pad=pad_token(family))
+
+    def twice(probability: float) -> list[torch.Tensor]:
+        model: Any = tiny_encoder(family, layers=4, dropout=0.3, attention=attention).train()
+        set_dropout(model, probability)
+        found = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            found.append(forward(model, batch).logits)
+        return found
+
+    assert not torch.allclose(*twice(0.1))
+    assert torch.equal(*twice(0.0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_survives_export(family: str, tmp_path: Path) -> None:
+    """What a run sets must stand in the exported configuration, or loading it for training brings 0.1 back."""
+    model = tiny_encoder(family, layers=4, dtype=torch.float32, dropout=0.3)
+    set_dropout(model, 0.0)
+    model.save_pretrained(tmp_path / "model")
+    again = load_classifier(str(tmp_path / "model"), attention="eager")
+    assert {module.p for module in again.modules() if isinstance(module, nn.Dropout)} == {0.0}
+
+
+def test_a_random_student_is_a_function_of_the_seed() -> None:
+    def student(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return random_student(SHAPE, vocab_size=40, pad_token_id=0, labels=NAMES)
+
+    assert not same(student(0), student(1))
+    assert same(student(0), student(0))
+    model: Any = student(0)
+    assert model.config.num_hidden_layers == 2
+    assert model.config.id2label == dict(enumerate(NAMES))
+    assert model.config.vocab_size == 40
+
+
+def test_an_unknown_family_is_refused() -> None:
+    with pytest.raises(UserError, match="student.shape: "):
+        random_student({**SHAPE, "model_type": "no-such-model"}, vocab_size=40, pad_token_id=0, labels=NAMES)
+
+
+def test_student_from_copies_what_was_asked_for(tmp_path: Path) -> None:
+    path = saved(tmp_path / "source")
+    source = load_classifier(path, attention="eager")
+
+    def student(keep: int | None, how: str = "first", architecture: str = "same") -> Any:
+        return student_from(
+            path, architecture=architecture, keep=keep, how=how, chosen=(3,), labels=("no", "yes")
+        )
+
+    whole, cut, even, listed = student(None), student(2), student(1, "even"), student(1, "list")
+    assert same(whole.bert.pooler, source.bert.pooler)
+    assert not same(cut.bert.pooler, source.bert.pooler)
+    assert len(cut.bert.encoder.layer) == 2
+    assert same(cut.bert.encoder.layer[1], source.bert.encoder.layer[1])
+    assert same(even.bert.encoder.layer[0], source.bert.encoder.layer[2])
+    assert same(listed.bert.encoder.layer[0], source.bert.encoder.layer[2])
+    distil = student(2, architecture="distilbert")
+    assert distil.config.model_type == "distilbert"
+    assert {model.config.num_labels for model in (whole, cut, distil)} == {2}
+
+
+def test_attention_kernels_agree() -> None:
+    """Only the kernel changes, not the function: float64, ~1e3 operations."""
+    model, batch = tiny_encoder("bert"), ragged_batch((8, 3, 6))
+    set_attention(model, "eager")
+    eager = forward(model, batch).logits
+    set_attention(model, "sdpa")
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.allclose(forward(model, batch).logits, eager, rtol=0, atol=1e-11)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from distill_dist.models.encoder import encoder_parts
+from distill_dist.records import Batch, SignalSpec, TeacherSignal
+from distill_dist.teacher.compute import compute_signal
+from distill_dist.teacher.wire import WireSignal, pack_request, pack_signal, unpack_signal
+from tiny_encoders import ragged_batch, tiny_encoder
+
+LENGTHS = (9, 3, 12, 1)
+EVERYTHING = SignalSpec((1, 2), cls_states=True, cls_gradients=True, embedding_gradient=True)
+
+
+def signal_of(batch: Batch, spec: SignalSpec) -> TeacherSignal:
+    parts = encoder_parts(tiny_encoder(dtype=torch.float32).requires_grad_(False))
+    return compute_signal(
+        parts, batch.input_ids_BL, batch.attention_mask_BL, batch.token_type_ids_BL, spec
+    )
+
+
+@pytest.mark.parametrize(
+    "spec", [SignalSpec(), SignalSpec((2,), cls_states=True), SignalSpec(embedding_gradient=True), EVERYTHING]
+)
+def test_a_signal_comes_back_to_the_bit(spec: SignalSpec) -> None:
+    batch = ragged_batch(LENGTHS)
+    sent = signal_of(batch, spec)
+    found = unpack_signal(pack_signal(sent, batch.attention_mask_BL), batch.attention_mask_BL)
+    for field in fields(TeacherSignal):
+        before, after = getattr(sent, field.name), getattr(found, field.name)
+        assert (before is None) == (after is None), field.name
+        if before is not None:
+            assert before.dtype == after.dtype
+            assert torch.equal(before, after), field.name
+
+
+def test_no_padding_travels() -> None:
+    batch = ragged_batch(LENGTHS)
+    wire = pack_signal(signal_of(batch, EVERYTHING), batch.attention_mask_BL)
+    shapes = {field.name: tuple(getattr(wire, field.name).shape) for field in fields(WireSignal)}
+    assert shapes == {
+        "logits_BC": (4, 3),
+        "cls_states_BKH": (4, 2, 16),
+        "cls_gradients_BKH": (4, 2, 16),
+        "embedding_gradient_NH": (sum(LENGTHS), 16),
+        "embedding_gradient_norm_N": (sum(LENGTHS),),
+    }
+    for field in fields(WireSignal):
+        tensor = getattr(wire, field.name)
+        # a view would be sent with the whole storage behind it
+        assert tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size() * 2, field.name
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (5, 5), (1,)])
+def test_a_request_comes_back_as_it_was_asked(lengths: tuple[int, ...]) -> None:
+    batch = ragged_batch(lengths)
+    request = pack_request(batch)
+    ids, mask, segments = request.unpack(torch.device("cpu"))
+    for found, sent in (
+        (ids, batch.input_ids_BL),
+        (mask, batch.attention_mask_BL),
+        (segments, batch.token_type_ids_BL),
+    ):
+        assert found.dtype == torch.int64
+        assert torch.equal(found, sent)
+    assert request.input_ids_BL.element_size() == 4
+    assert request.token_type_ids_BL.element_size() == 1
