@@ -14,7 +14,7 @@ from distill_dist.comm.environment import LaunchEnvironment
 from distill_dist.errors import UserError
 
 
-def connect_store(launch: LaunchEnvironment, *, timeout_s: float) -> dist.Store:
+def connect_store(launch: LaunchEnvironment, *, timeout_s: float) -> Store:
     """The store at the launcher's address once every rank has joined. Raises UserError naming the missing ranks."""
     deadline = time.monotonic() + timeout_s
     try:
@@ -38,7 +38,7 @@ def connect_store(launch: LaunchEnvironment, *, timeout_s: float) -> dist.Store:
     return scoped
 
 
-def _await_all(store: dist.Store, launch: LaunchEnvironment, deadline: float, timeout_s: float) -> None:
+def _await_all(store: Store, launch: LaunchEnvironment, deadline: float, timeout_s: float) -> None:
     missing = list(range(launch.world_size))
     while missing:
         missing = [rank for rank in missing if not store.check([f"joined/{rank}"])]
@@ -51,30 +51,38 @@ def _await_all(store: dist.Store, launch: LaunchEnvironment, deadline: float, ti
             time.sleep(0.05)
 
 
-def report_failure(store: dist.Store, rank: int, error: UserError) -> None:
+def report_failure(store: Store, rank: int, error: UserError) -> None:
     """Let the others know that this rank will not be ready; the first rank to fail speaks for all."""
     error.said = store.add("failures", 1) > 1
     store.set("failure", f"rank {rank}: {error}")
 
 
-def await_ready(store: dist.Store, launch: LaunchEnvironment, *, timeout_s: float) -> None:
+def await_ready(store: Store, launch: LaunchEnvironment, *, timeout_s: float) -> None:
     """Return once every rank got here. Raises UserError when one failed before, so that nobody waits for it."""
     deadline = time.monotonic() + timeout_s
-    store.add("ready", 1)
-    while store.add("ready", 0) < launch.world_size:
-        if store.add("failures", 0) > 0:
-            error = UserError(f"another rank failed: {store.get('failure').decode()}")
-            error.said = True
-            raise error
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"rank {launch.rank} waited {timeout_s:.0f} s for {launch.world_size} ranks to load their models and "
-                f"data; {store.add('ready', 0)} did. See their logs, or raise cluster.collective_s"
-            )
-        time.sleep(0.05)
+    try:
+        store.add("ready", 1)
+        while (ready := store.add("ready", 0)) < launch.world_size:
+            if store.add("failures", 0) > 0:
+                raise _said(store.get("failure").decode())
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"rank {launch.rank} waited {timeout_s:.0f} s for {launch.world_size} ranks to load their models "
+                    f"and data; {ready} did. See their logs, or raise cluster.collective_s"
+                )
+            time.sleep(0.05)
+    except dist.DistError as error:
+        # The store lives in rank 0: it failed, and said why, and left.
+        raise _said(f"rank 0 left: {error}") from error
 
 
-def peers(store: dist.Store, world_size: int) -> dict[int, tuple[str, int]]:
+def _said(reason: str) -> UserError:
+    error = UserError(f"another rank failed: {reason}")
+    error.said = True
+    return error
+
+
+def peers(store: Store, world_size: int) -> dict[int, tuple[str, int]]:
     """Host name and process id of every rank, as it joined."""
     found = {}
     for rank in range(world_size):
