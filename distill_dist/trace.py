@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from distill_dist.durable import write_durable
 from distill_dist.objectives.objective import LossTerms
 from distill_dist.records import Step
 
@@ -18,8 +19,9 @@ class Trace:
     def __init__(self, path: Path, *, first_step: int) -> None:
         """Keep the lines before ``first_step`` and append."""
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < first_step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        text = "".join(line + "\n" for line in kept)
+        write_durable(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        self._path = path
 
     def __call__(self, step: Step, micro_batches: list[LossTerms]) -> None:
         """Record ``step``. Reads the losses, which waits for the device."""
@@ -28,8 +30,8 @@ class Trace:
             name: sum(float(terms.sums[name].detach()) for terms in micro_batches)
             for name in micro_batches[0].sums
         }
-        self._file.write(json.dumps({"step": step.number, "ids": ids, "sums": sums}) + "\n")
-        self._file.flush()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step.number, "ids": ids, "sums": sums}) + "\n")
 
 
 def _whole_lines(path: Path) -> list[str]:

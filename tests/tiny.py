@@ -147,9 +147,7 @@ def start(commands: list[list[str]], environments: list[dict[str, str]], *, logs
     processes = []
     for number, (command, variables) in enumerate(zip(commands, environments, strict=True)):
         with (logs / f"{number}.out").open("wb") as out, (logs / f"{number}.err").open("wb") as err:
-            processes.append(
-                subprocess.Popen(command, cwd=REPOSITORY, env=variables, stdout=out, stderr=err)
-            )
+            processes.append(subprocess.Popen(command, cwd=REPOSITORY, env=variables, stdout=out, stderr=err))
     return Started(processes, logs, port)
 
 
@@ -238,7 +236,8 @@ def prepare_corpus(folder: Path, *more: str) -> Path:
     prepared = folder / "prepared"
     arguments = [
         "data.source=synthetic_nli", f"data.prepared={prepared}", "data.max_length=64",
-        "data.synthetic.max_steps=1", f"data.synthetic.train_rows={TRAIN_ROWS}", f"data.synthetic.dev_rows={DEV_ROWS}", *more,
+        "data.synthetic.max_steps=1", f"data.synthetic.train_rows={TRAIN_ROWS}",
+        f"data.synthetic.dev_rows={DEV_ROWS}", *more,
     ]  # fmt: skip
     done = launch("prepare.py", arguments, logs=folder / "logs-prepare")
     assert done.processes[0].returncode == 0, done.text()

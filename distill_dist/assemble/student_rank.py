@@ -49,13 +49,15 @@ def train_student(
     teacher, world = _meet_teacher(config, place, loaded)
     if place.student == 0:
         folder.describe(config_yaml=dump_config(config), deepspeed_json=loaded.deepspeed_json)
+    early = True
     try:
         with folder.verdict(writes=place.student == 0), group.naming_the_lost():
             summary = _train(config, place, stop, folder, loaded, group, teacher)
             group.agree(0)  # nobody leaves before all are done: launchers kill the siblings of a rank that exits
+        early = False
     finally:
         if teacher is not None:
-            teacher.release(timeout_s=RELEASE_S)
+            teacher.release(timeout_s=RELEASE_S, early=early)
         if world is not None:
             world.leave()
     group.leave()

@@ -50,9 +50,8 @@ def serve_teacher(config: RunConfig, place: Place, stop: StopSignal) -> None:
     )
     try:
         if not host.serve(should_stop=lambda: stop.asked_for(STOP_GRACE_S)):
-            raise Interrupted(
-                f"teacher {place.rank} left after {host.answered} answers, before its students did"
-            )
+            when = "when its students stopped early" if host.dismissed else "before its students did"
+            raise Interrupted(f"teacher {place.rank} left after {host.answered} answers, {when}")
         _log.info("taught %d micro-batches", host.answered)
     finally:
         world.leave()

@@ -41,7 +41,13 @@ def connect_store(launch: LaunchEnvironment, *, timeout_s: float) -> Store:
 def _await_all(store: Store, launch: LaunchEnvironment, deadline: float, timeout_s: float) -> None:
     missing = list(range(launch.world_size))
     while missing:
-        missing = [rank for rank in missing if not store.check([f"joined/{rank}"])]
+        try:
+            missing = [rank for rank in missing if not store.check([f"joined/{rank}"])]
+        except dist.DistError as error:
+            raise UserError(
+                f"rank 0, which keeps the rendezvous, left while rank {launch.rank} waited for ranks {missing} of "
+                f"{launch.world_size} to join; see its log"
+            ) from error
         if missing and time.monotonic() > deadline:
             raise UserError(
                 f"rank {launch.rank} waited {timeout_s:.0f} s for ranks {missing} of {launch.world_size} to join; "
@@ -53,8 +59,11 @@ def _await_all(store: Store, launch: LaunchEnvironment, deadline: float, timeout
 
 def report_failure(store: Store, rank: int, error: UserError) -> None:
     """Let the others know that this rank will not be ready; the first rank to fail speaks for all."""
-    error.said = store.add("failures", 1) > 1
-    store.set("failure", f"rank {rank}: {error}")
+    try:
+        error.said = store.add("failures", 1) > 1
+        store.set("failure", f"rank {rank}: {error}")
+    except dist.DistError:
+        error.said = True  # the store lived in rank 0, which failed before, and said why, and left
 
 
 def await_ready(store: Store, launch: LaunchEnvironment, *, timeout_s: float) -> None:

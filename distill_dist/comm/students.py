@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from distill_dist.errors import Interrupted
 
-
 # gloo raises plain RuntimeErrors; these words stand in those about a peer
 _TRANSPORT_WORDS = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
+
+# Longest wait for a sibling whose connection broke to be seen as dead; only to name it.
+DYING_S = 2.0
 
 
 class PeerLost(Interrupted):
@@ -75,6 +78,8 @@ class StudentGroup:
         """Turn the failure of a collective that somebody else runs (DeepSpeed's) into PeerLost."""
         try:
             yield
+        except Interrupted:
+            raise  # named already, though its message may quote the transport
         except RuntimeError as error:
             if isinstance(error, dist.DistError) or any(word in str(error) for word in _TRANSPORT_WORDS):
                 raise self.lost(error) from error
@@ -82,16 +87,25 @@ class StudentGroup:
 
     def lost(self, error: Exception) -> PeerLost:
         """What to raise when a collective failed with ``error``: names the siblings that are gone."""
+        gone = self._gone()
+        # A dying process closes its sockets some time before it counts as dead.
+        deadline = time.monotonic() + DYING_S
+        while not gone and time.monotonic() < deadline:
+            time.sleep(0.02)
+            gone = self._gone()
+        whom = ", ".join(gone) or f"one of ranks {list(self._global_ranks)}"
+        reason = str(error).split("This is typically")[0].strip()
+        return PeerLost(f"student {self.rank} lost {whom} (limit {self._timeout_s:.0f} s): {reason}")
+
+    def _gone(self) -> list[str]:
+        """Siblings on this host whose process is dead."""
         here = socket.gethostname()
-        gone = [
+        return [
             f"rank {rank} (process {pid} on {host})"
             for rank in self._global_ranks
             for host, pid in [self._peers[rank]]
             if host == here and not _alive(pid)
         ]
-        whom = ", ".join(gone) or f"one of ranks {list(self._global_ranks)}"
-        reason = str(error).split("This is typically")[0].strip()
-        return PeerLost(f"student {self.rank} lost {whom} (limit {self._timeout_s:.0f} s): {reason}")
 
     def leave(self) -> None:
         """Destroy the group; only after every student agreed that it is done."""

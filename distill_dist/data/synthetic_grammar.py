@@ -25,12 +25,12 @@ def _tree(*lines: str) -> Tree:
     return MappingProxyType(parents)
 
 
-NOUNS = _tree("animals: dogs cats", "dogs: poodles beagles", "people: boys girls")
+NOUNS = _tree("animals: dogs cats", "dogs: poodles beagles", "people")
 SIZES = _tree("small: tiny", "large")
-COLOURS = _tree("black", "white")
-MOTIONS = _tree("move: walk run", "run: sprint jog")
-SOUNDS = _tree("talk: whisper shout", "sing")
-PLACES = _tree("outdoors", "indoors: upstairs downstairs")
+COLOURS = _tree("black")
+MOTIONS = _tree("move: walk run", "run: sprint")
+SOUNDS = _tree("talk: whisper", "sing")
+PLACES = _tree("outdoors", "indoors: upstairs")
 # Words of different trees are independent of each other.
 TREES = (NOUNS, SIZES, COLOURS, MOTIONS, SOUNDS, PLACES)
 

@@ -53,6 +53,9 @@ POSSIBLE = {
     "not all": {"all": "nc", "some": "", "no": "", "not all": "en"},  # only neutral: left out
 }
 
+# Main verb's tree, as often as it stands here: 0 a motion with sounds in the clause, 1 the reverse. Half and half,
+# two of three seeds of a small model were still below 0.87 after 160,000 rows.
+VERB_TREES = (0, 0, 1)
 # How often a premise has the modifier: short sentences, all forms.
 MODIFIED_SHARE = {"adjective": 0.5, "clause": 0.5, "place": 0.5}
 
@@ -146,7 +149,7 @@ def _draw_quantifiers(draws: _Draws, label: str, num_edits: int) -> tuple[str, s
 
 def _draw_pair(draws: _Draws, quantifiers: tuple[str, str], num_edits: int) -> tuple[Sentence, Sentence]:
     """A premise, and a hypothesis that differs from it in ``num_edits`` slots, the quantifier included."""
-    verbs = draws.choice((0, 1))
+    verbs = draws.choice(VERB_TREES)
     words: dict[str, str | None] = {}
     for slot in WORD_SLOTS:
         present = draws.uniform() < MODIFIED_SHARE.get(slot, 1.0)

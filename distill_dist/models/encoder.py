@@ -19,7 +19,6 @@ class EncoderParts:
     embeddings: nn.Module
     layers: tuple[nn.Module, ...]  # layer j of the papers is layers[j - 1]
     hidden_size: int
-    pad_token_id: int
     takes_token_types: bool  # DistilBERT and ModernBERT know no segments
 
     def logits_BC(self, input_ids_BL: Tensor, attention_mask_BL: Tensor, token_type_ids_BL: Tensor) -> Tensor:
@@ -45,6 +44,5 @@ def encoder_parts(model: nn.Module) -> EncoderParts:
         embeddings=embeddings,
         layers=tuple(layers),
         hidden_size=int(model.config.hidden_size),  # type: ignore[union-attr, arg-type]
-        pad_token_id=int(model.config.pad_token_id or 0),  # type: ignore[union-attr, arg-type]
         takes_token_types="token_type_ids" in inspect.signature(model.forward).parameters,
     )

@@ -48,8 +48,11 @@ class Teacher(Protocol):
         """The teacher's own figures: `parameters`."""
         ...
 
-    def release(self, *, timeout_s: float) -> None:
-        """Nothing more will be asked; waits at most ``timeout_s`` for a teacher to hear it."""
+    def release(self, *, timeout_s: float, early: bool = False) -> None:
+        """Nothing more will be asked; waits at most ``timeout_s`` for a teacher to hear it.
+
+        ``early``: the run stopped before its end, so no other student will ask either, alive or dead.
+        """
         ...
 
 
@@ -75,7 +78,7 @@ class LocalTeacher:
         """See Teacher."""
         return describe_model(self._parts)
 
-    def release(self, *, timeout_s: float) -> None:
+    def release(self, *, timeout_s: float, early: bool = False) -> None:
         """See Teacher."""
 
     def _compute(self, batch: Batch, spec: SignalSpec) -> TeacherSignal:
@@ -115,12 +118,13 @@ class RemoteTeacher:
         assert isinstance(found, dict)
         return found
 
-    def release(self, *, timeout_s: float) -> None:
+    def release(self, *, timeout_s: float, early: bool = False) -> None:
         """See Teacher. One that does not hear it is no error: its lease will end."""
+        function, arguments = (host.dismiss, ()) if early else (host.release, (self._student,))
         self._done.set()
         for number, name in enumerate(self._names):
             try:
-                self._call(number, host.release, self._student).wait(timeout_s)
+                self._call(number, function, *arguments).wait(timeout_s)
             except (TeacherLost, CallFailed) as error:
                 _log.warning("%s was not released: %s", name, error)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -35,12 +34,8 @@ def compute_signal(
     At least ``min_rows`` rows of ``min_length`` positions are run; rows repeat and padding grows to fill up.
     """
     rows, length = input_ids_BL.shape
-    fill = partial(_fill_up, rows=min_rows, length=min_length)
-    inputs = (
-        fill(input_ids_BL, pad=teacher.pad_token_id),
-        fill(attention_mask_BL, pad=0),
-        fill(token_type_ids_BL, pad=0),
-    )
+    given = (input_ids_BL, attention_mask_BL, token_type_ids_BL)
+    inputs = tuple(_fill_up(values_BL, rows=min_rows, length=min_length) for values_BL in given)
     mask_BL = inputs[1].bool()
     with (
         torch.set_grad_enabled(spec.gradients),
@@ -72,10 +67,13 @@ def compute_signal(
     )
 
 
-def _fill_up(values_BL: Tensor, *, rows: int, length: int, pad: int) -> Tensor:
-    """``values_BL`` with at least ``rows`` rows, which repeat, of at least ``length`` positions."""
+def _fill_up(values_BL: Tensor, *, rows: int, length: int) -> Tensor:
+    """``values_BL`` with at least ``rows`` rows, which repeat, of at least ``length`` positions.
+
+    The new positions hold 0, a token that every vocabulary has and, in the mask, one that nobody attends to.
+    """
     index = torch.arange(max(rows, len(values_BL)), device=values_BL.device) % len(values_BL)
-    return functional.pad(values_BL[index], (0, max(0, length - values_BL.shape[1])), value=pad)
+    return functional.pad(values_BL[index], (0, max(0, length - values_BL.shape[1])))
 
 
 def describe_model(parts: EncoderParts) -> dict[str, Any]:

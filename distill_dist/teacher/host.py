@@ -48,10 +48,16 @@ class TeacherHost:
         self._questions: queue.SimpleQueue[_Question] = queue.SimpleQueue()
         self._last_call = time.monotonic()
         self.answered = 0
+        self.dismissed = False
 
     def serve(self, *, should_stop: Callable[[], bool]) -> bool:
-        """Answer until done: True when every student let go, False when the lease ran out or it was stopped."""
+        """Answer until done: True when every student let go, False when it leaves before that.
+
+        That is when the lease ran out, it was stopped, or a student dismissed it.
+        """
         while self._students:
+            if self.dismissed:
+                return False
             try:
                 question = self._questions.get(timeout=0.2)
             except queue.Empty:
@@ -89,6 +95,10 @@ class TeacherHost:
         """``student`` needs no more answers."""
         self._students.discard(student)
 
+    def dismiss(self) -> None:
+        """The run ended early: nobody will ask any more, not even students that cannot say so."""
+        self.dismissed = True
+
 
 _host: TeacherHost | None = None
 
@@ -118,6 +128,11 @@ def renew() -> None:
 def release(student: int) -> None:
     """Remote: this student is done."""
     _opened().release(student)
+
+
+def dismiss() -> None:
+    """Remote: the run ended early for every student."""
+    _opened().dismiss()
 
 
 def describe() -> dict[str, Any]:

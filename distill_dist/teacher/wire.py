@@ -51,9 +51,12 @@ def pack_signal(signal: TeacherSignal, attention_mask_BL: Tensor) -> WireSignal:
     real_BL = attention_mask_BL.bool()
     gradient, norm = signal.embedding_gradient_BLH, signal.embedding_gradient_norm_BL
     return WireSignal(
-        logits_BC=signal.logits_BC.cpu(),
-        cls_states_BKH=None if signal.cls_states_BKH is None else signal.cls_states_BKH.cpu(),
-        cls_gradients_BKH=None if signal.cls_gradients_BKH is None else signal.cls_gradients_BKH.cpu(),
+        # Clones, because a slice would bring the storage of the rows that filled up its batch.
+        logits_BC=signal.logits_BC.cpu().clone(),
+        cls_states_BKH=None if signal.cls_states_BKH is None else signal.cls_states_BKH.cpu().clone(),
+        cls_gradients_BKH=None
+        if signal.cls_gradients_BKH is None
+        else signal.cls_gradients_BKH.cpu().clone(),
         embedding_gradient_NH=None if gradient is None else gradient[real_BL].cpu(),
         embedding_gradient_norm_N=None if norm is None else norm[real_BL].cpu(),
     )

@@ -34,7 +34,9 @@ def clean_copy(target: Path) -> None:
 @pytest.mark.timeout(LIMIT_S + 60)
 def test_make_demo_works_in_a_clean_copy(tmp_path: Path) -> None:
     clean_copy(tmp_path)
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
     python = Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
     done = subprocess.run(
         ["make", "--silent", "demo", f"PYTHON={python}"],

@@ -52,7 +52,10 @@ def test_at_assembly(world: World, tmp_path: Path, kind: str):
             [f"teacher.path={other_vocabulary(world.teacher_run / 'model', tmp_path / 'teacher')}"],
             ["teacher.path", "vocabulary"],
         ),
-        "not prepared": lambda: ([f"data.prepared={tmp_path}/nothing"], [f"{tmp_path}/nothing", "prepare.py"]),
+        "not prepared": lambda: (
+            [f"data.prepared={tmp_path}/nothing"],
+            [f"{tmp_path}/nothing", "prepare.py"],
+        ),
         "damaged shard": lambda: _damage(world, tmp_path),
     }[kind]()
     # the student has a path of its own, so that nothing is wrong but one thing

@@ -10,7 +10,6 @@ import faulthandler
 import importlib
 import json
 import sys
-import warnings
 from pathlib import Path
 
 
@@ -18,10 +17,6 @@ def main(function: str, arguments: str, result: str, dump_after_s: str) -> None:
     """Call the function with the arguments of the JSON file and write what it returns."""
     faulthandler.enable()
     faulthandler.dump_traceback_later(float(dump_after_s))
-    warnings.filterwarnings("ignore", message="torch.distributed.rpc")
-    import torch
-
-    torch.set_num_threads(1)
     module, _, name = function.partition(":")
     found = getattr(importlib.import_module(module), name)(**json.loads(Path(arguments).read_text()))
     faulthandler.cancel_dump_traceback_later()

@@ -38,6 +38,7 @@ def _group(launch: LaunchEnvironment, store: Store, *, timeout_s: float) -> Stud
 def collectives(victim: int) -> dict[str, Any]:
     """Agreements and sums; then ``victim`` kills itself and the others notice."""
     launch, store = _meet()
+    await_ready(store, launch, timeout_s=RENDEZVOUS_S)
     group = _group(launch, store, timeout_s=60)
     found: dict[str, Any] = {
         "agreed": [group.agree(launch.rank), group.agree(-launch.rank), group.agree(7)],
@@ -56,8 +57,6 @@ def collectives(victim: int) -> dict[str, Any]:
             found["lost"] = str(error)
             break
     found["seconds"] = time.monotonic() - start
-    # a leaving rank 0 would take the store with it while its sibling still looks
-    time.sleep(2 if launch.rank == 0 else 0)
     return found
 
 
@@ -145,23 +144,21 @@ def rendezvous(timeout_s: float) -> dict[str, Any]:
     try:
         connect_store(launch, timeout_s=timeout_s)
     except UserError as error:
-        time.sleep(1 if launch.rank == 0 else 0)
         return {"message": str(error), "seconds": time.monotonic() - start}
     return {}
 
 
-def loading(failing: list[int]) -> dict[str, Any]:
-    """The ranks in ``failing`` cannot load; everybody hears of it."""
+def loading(failing: list[int], late_s: float) -> dict[str, Any]:
+    """The ranks in ``failing`` cannot load, which rank 2 takes ``late_s`` to do; everybody hears of it."""
     launch, store = _meet()
     start = time.monotonic()
     try:
+        time.sleep(late_s if launch.rank == 2 else 0)
         if launch.rank in failing:
             error = UserError(f"teacher.path of rank {launch.rank} does not exist")
             report_failure(store, launch.rank, error)
             raise error
         await_ready(store, launch, timeout_s=60)
     except UserError as error:
-        time.sleep(2 if launch.rank == 0 else 0)
         return {"message": str(error), "said": error.said, "seconds": time.monotonic() - start}
-    time.sleep(1 if launch.rank == 0 else 0)
     return {}

@@ -115,7 +115,10 @@ def _see(
     states = output.hidden_states  # the embedding's output, then one per layer
     signal = output.logits.softmax(-1).amax(-1).sum()
     at_embedding, *at_layers = torch.autograd.grad(
-        signal, [states[0], *(states[layer] for layer in layers)], create_graph=create_graph, retain_graph=True
+        signal,
+        [states[0], *(states[layer] for layer in layers)],
+        create_graph=create_graph,
+        retain_graph=True,
     )
     return _Seen(
         logits=output.logits,
@@ -126,4 +129,6 @@ def _see(
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    return (normalize(ours, dim=-1, eps=1e-30) - normalize(theirs.detach(), dim=-1, eps=1e-30)).square().sum(-1)
+    return (
+        (normalize(ours, dim=-1, eps=1e-30) - normalize(theirs.detach(), dim=-1, eps=1e-30)).square().sum(-1)
+    )

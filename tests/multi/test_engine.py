@@ -144,7 +144,9 @@ def run_fillers(runs: Runs, world: str) -> list[int]:
     runs.world(world)
     name = Case("gkd_cls").name
     return [
-        json.loads((runs.folder / f"{world}-ranks" / f"result-{rank}.json").read_text())["cases"][name]["fillers"]
+        json.loads((runs.folder / f"{world}-ranks" / f"result-{rank}.json").read_text())["cases"][name][
+            "fillers"
+        ]
         for rank in range(WORLDS[world][0])
     ]
 
@@ -189,7 +191,9 @@ def test_one_student_loads_what_two_saved(runs: Runs):
     states = []
     for name in ("zero0", "zero1", "zero2"):
         runs.world(name)
-        states += [str(runs.folder / name / f"state-{precision}.safetensors") for precision in ("fp32", "bf16")]
+        states += [
+            str(runs.folder / name / f"state-{precision}.safetensors") for precision in ("fp32", "bf16")
+        ]
     (found,) = run_ranks(
         "multi.engine_worker:load_elsewhere", size=1, folder=runs.folder / "elsewhere",
         models=str(runs.models), states=states,

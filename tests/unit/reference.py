@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tiny_encoders import forward, take_rows
 from torch import Tensor
 
 from distill_dist.records import Batch
-from tiny_encoders import forward, take_rows
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,10 @@ def test_labels_hold_in_all_small_worlds() -> None:
     # Worlds grow with the square of the kinds: rows of few kinds, as many as a second affords.
     rows = [
         row
-        for row in rows_of(max_steps=6, train_rows=1000)
+        for row in rows_of(max_steps=6, train_rows=500)
         if len(individuals_for((parse(row.premise), parse(row.hypothesis)))) <= 24
     ]
-    assert min(Counter((row.label) for row in rows).values()) >= 30
+    assert min(Counter((row.label) for row in rows).values()) >= 20
     assert {row.difficulty for row in rows} >= {1, 2, 3, 4}
     for row in rows:
         assert brute_force_label(parse(row.premise), parse(row.hypothesis)) == row.label, row

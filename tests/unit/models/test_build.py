@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_encoders import FAMILIES, forward, pad_token, ragged_batch, tiny_encoder
 from torch import nn
 
 from distill_dist.errors import UserError
@@ -16,7 +17,6 @@ from distill_dist.models.build import (
     set_dropout,
     student_from,
 )
-from tiny_encoders import FAMILIES, forward, pad_token, ragged_batch, tiny_encoder
 
 NAMES = ("entailment", "neutral", "contradiction")
 SHAPE = {
@@ -75,12 +75,12 @@ def test_an_untrained_head_is_refused(tmp_path: Path) -> None:
 
 def test_no_model_is_one_clear_message(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no model could be loaded from .*empty"):
+    with pytest.raises(UserError, match=r"no model could be loaded from .*empty"):
         load_classifier(str(tmp_path / "empty"), attention="eager")
     path = saved(tmp_path / "torn")
     weights = Path(path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UserError, match="no model could be loaded from .*torn"):
+    with pytest.raises(UserError, match=r"no model could be loaded from .*torn"):
         load_classifier(path, attention="eager")
 
 
@@ -99,8 +99,10 @@ def test_dropout_of_zero_is_really_zero(family: str, attention: str) -> None:
             found.append(forward(model, batch).logits)
         return found
 
-    assert not torch.allclose(*twice(0.1))
-    assert torch.equal(*twice(0.0))
+    first, second = twice(0.1)
+    assert not torch.allclose(first, second)
+    first, second = twice(0.0)
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,7 +129,7 @@ def test_a_random_student_is_a_function_of_the_seed() -> None:
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(UserError, match="student.shape: "):
+    with pytest.raises(UserError, match=r"student\.shape: "):
         random_student({**SHAPE, "model_type": "no-such-model"}, vocab_size=40, pad_token_id=0, labels=NAMES)
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_encoders import forward, pad_token, ragged_batch, tiny_encoder
 from torch import Tensor
 
 from distill_dist.errors import UserError
 from distill_dist.models.copy_weights import copy_into_distilbert, copy_into_same
 from distill_dist.models.encoder import encoder_parts
 from distill_dist.records import Batch
-from tiny_encoders import forward, pad_token, ragged_batch, tiny_encoder
 
 CLASSES = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
 LENGTHS = (8, 3, 6)
@@ -77,7 +77,9 @@ def test_a_copy_shares_no_memory_with_its_source() -> None:
 
 
 def test_the_deep_copy_is_configured_to_its_depth() -> None:
-    student = copy_into_same(tiny_encoder("bert", layers=5, dtype=torch.float32), (2, 4), CLASSES, pooler=False)
+    student = copy_into_same(
+        tiny_encoder("bert", layers=5, dtype=torch.float32), (2, 4), CLASSES, pooler=False
+    )
     assert student.config.num_hidden_layers == 2
 
 
@@ -120,13 +122,17 @@ def test_distilbert_takes_layers_in_order() -> None:
     student = copy_into_distilbert(source, (4, 2), CLASSES)
     theirs = encoder_parts(source).layers
     ours = encoder_parts(student).layers
-    assert torch.equal(ours[0].state_dict()["ffn.lin1.weight"], theirs[3].state_dict()["intermediate.dense.weight"])
-    assert torch.equal(ours[1].state_dict()["ffn.lin1.weight"], theirs[1].state_dict()["intermediate.dense.weight"])
+    assert torch.equal(
+        ours[0].state_dict()["ffn.lin1.weight"], theirs[3].state_dict()["intermediate.dense.weight"]
+    )
+    assert torch.equal(
+        ours[1].state_dict()["ffn.lin1.weight"], theirs[1].state_dict()["intermediate.dense.weight"]
+    )
     assert student.config.num_labels == 2
 
 
 def test_distilbert_refuses_what_it_cannot_equal() -> None:
-    with pytest.raises(UserError, match="needs a BERT at student.path, not a roberta"):
+    with pytest.raises(UserError, match=r"needs a BERT at student\.path, not a roberta"):
         copy_into_distilbert(tiny_encoder("roberta"), (1,), CLASSES)
     with pytest.raises(UserError, match="eps 1e-12, the source's is 1e-05"):
         copy_into_distilbert(tiny_encoder("bert", layer_norm_eps=1e-5), (1,), CLASSES)

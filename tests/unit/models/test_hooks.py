@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_encoders import FAMILIES, forward, pad_token, ragged_batch, tiny_encoder
 from torch import Tensor, nn
 
 from distill_dist.errors import UserError
 from distill_dist.models.encoder import encoder_parts
 from distill_dist.models.hooks import InnerPoints, gradients_at, watch_points
 from distill_dist.records import Batch
-from tiny_encoders import FAMILIES, forward, pad_token, ragged_batch, tiny_encoder
 
 LAYERS = (1, 3)
 LENGTHS = (8, 3, 6)

@@ -20,7 +20,9 @@ from distill_dist.models.layer_map import copied_layers, matched_layers
         (3, "list", (2, 7, 3), (2, 7, 3)),
     ],
 )
-def test_copied_layers(keep: int | None, how: str, chosen: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def test_copied_layers(
+    keep: int | None, how: str, chosen: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
     assert copied_layers(12, keep=keep, how=how, chosen=chosen) == expected
 
 

@@ -29,7 +29,12 @@ def rows(*shape: int, seed: int) -> Tensor:
 
 def student() -> StudentOutput:
     mask_BL1 = batch().attention_mask_BL[..., None]
-    found = (rows(3, 2, seed=0), rows(3, 2, 5, seed=1), rows(3, 2, 5, seed=2), rows(3, 4, 5, seed=3) * mask_BL1)
+    found = (
+        rows(3, 2, seed=0),
+        rows(3, 2, 5, seed=1),
+        rows(3, 2, 5, seed=2),
+        rows(3, 4, 5, seed=3) * mask_BL1,
+    )
     return StudentOutput(*(tensor.requires_grad_(True) for tensor in found))
 
 
@@ -65,27 +70,23 @@ def test_weights_by_method(method: str, names: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "missing", "spec"),
+    ("objective", "missing", "spec"),
     [
-        ({"gradient": 0.0}, {"gradient_embedding", "gradient_cls"}, SignalSpec((2, 4), True)),
-        ({"patience": 0.0}, {"patience"}, SignalSpec((2, 4), False, True, True)),
-        ({"kd": 1.0}, {"cross_entropy"}, SignalSpec((2, 4), True, True, True)),
-        ({"kd": 0.0}, {"distillation"}, SignalSpec((2, 4), True, True, True)),
+        (replace(EVERYTHING, gradient=0.0), {"gradient_embedding", "gradient_cls"}, SignalSpec((2, 4), True)),
+        (replace(EVERYTHING, patience=0.0), {"patience"}, SignalSpec((2, 4), False, True, True)),
+        (replace(EVERYTHING, kd=1.0), {"cross_entropy"}, SignalSpec((2, 4), True, True, True)),
+        (replace(EVERYTHING, kd=0.0), {"distillation"}, SignalSpec((2, 4), True, True, True)),
     ],
 )
-def test_a_weight_of_zero_costs_nothing(
-    change: dict[str, float], missing: set[str], spec: SignalSpec
-) -> None:
-    objective = replace(EVERYTHING, teacher_layers=(2, 4), **change)
+def test_a_weight_of_zero_costs_nothing(objective: Objective, missing: set[str], spec: SignalSpec) -> None:
+    objective = replace(objective, teacher_layers=(2, 4))
     assert EVERYTHING.weights.keys() - objective.weights.keys() == missing
     assert objective.signal_spec == spec
     assert set(objective(student(), teacher(), batch()).sums) == set(objective.weights)
 
 
 def test_signal_spec_by_method() -> None:
-    specs = {
-        name: Objective(terms, teacher_layers=(2, 4)).signal_spec for name, terms in METHODS.items()
-    }
+    specs = {name: Objective(terms, teacher_layers=(2, 4)).signal_spec for name, terms in METHODS.items()}
     assert specs == {
         "finetune": None,
         "kd": SignalSpec(),
@@ -120,7 +121,9 @@ def test_rows_add_up() -> None:
         parts = []
         for row in range(3):
             real_B = torch.arange(3) == row
-            parts.append(EVERYTHING(student(), teacher(), replace(batch(), is_real_B=real_B)).sums[name].item())
+            parts.append(
+                EVERYTHING(student(), teacher(), replace(batch(), is_real_B=real_B)).sums[name].item()
+            )
         assert all(part != 0 for part in parts)
         assert value.item() == pytest.approx(sum(parts), rel=1e-13)
 
@@ -157,14 +160,17 @@ def test_zero_rows_count_real_positions_only() -> None:
 def test_gradcheck() -> None:
     outputs = student()
 
-    def total(*fields: Tensor) -> Tensor:
-        return EVERYTHING(StudentOutput(*fields[:3], _masked(fields[3])), teacher(), batch()).total(
-            BatchCounts(3, 9)
-        )
+    assert outputs.cls_states_BKH is not None
+    assert outputs.cls_gradients_BKH is not None
 
-    fields = (outputs.logits_BC, outputs.cls_states_BKH, outputs.cls_gradients_BKH)
+    def total(logits: Tensor, states: Tensor, cls: Tensor, embedding: Tensor) -> Tensor:
+        output = StudentOutput(logits, states, cls, _masked(embedding))
+        return EVERYTHING(output, teacher(), batch()).total(BatchCounts(3, 9))
+
     # padding rows of zero have no derivative to compare with: they are filled, then masked inside
-    assert torch.autograd.gradcheck(total, (*fields, rows(3, 4, 5, seed=3).requires_grad_(True)))
+    embedding = rows(3, 4, 5, seed=3).requires_grad_(True)
+    inputs = (outputs.logits_BC, outputs.cls_states_BKH, outputs.cls_gradients_BKH, embedding)
+    assert torch.autograd.gradcheck(total, inputs)
 
 
 def _masked(rows_BLH: Tensor) -> Tensor:

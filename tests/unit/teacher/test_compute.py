@@ -6,25 +6,25 @@ from dataclasses import fields
 
 import pytest
 import torch
+from reference import row_of
+from tiny_encoders import pad_token, ragged_batch, take_rows, tiny_encoder
 from torch import Tensor
 
 from distill_dist.models.encoder import EncoderParts, encoder_parts
 from distill_dist.records import Batch, SignalSpec, TeacherSignal
-from distill_dist.teacher.compute import MIN_ROWS, compute_signal, describe_model
-from reference import row_of
-from tiny_encoders import ragged_batch, take_rows, tiny_encoder
+from distill_dist.teacher.compute import MIN_LENGTH, MIN_ROWS, compute_signal, describe_model
 
 EVERYTHING = SignalSpec((2, 4), cls_states=True, cls_gradients=True, embedding_gradient=True)
-LENGTHS = (9, 3, 7, 12, 5, 8, 4, 11, 6, 10)
+LENGTHS = (9, 3, 7, 12, 5, 8, 4, 11, 6, 21)
 
 
-def teacher(dtype: torch.dtype = torch.float32, hidden: int = 16) -> EncoderParts:
-    return encoder_parts(tiny_encoder(layers=4, seed=2, dtype=dtype, hidden=hidden).requires_grad_(False))
+def teacher(dtype: torch.dtype = torch.float32) -> EncoderParts:
+    return encoder_parts(tiny_encoder(layers=4, seed=2, dtype=dtype).requires_grad_(False))
 
 
-def signal_of(parts: EncoderParts, batch: Batch, *, min_rows: int = MIN_ROWS) -> TeacherSignal:
+def signal_of(parts: EncoderParts, batch: Batch) -> TeacherSignal:
     inputs = (batch.input_ids_BL, batch.attention_mask_BL, batch.token_type_ids_BL)
-    return compute_signal(parts, *inputs, EVERYTHING, min_rows=min_rows)
+    return compute_signal(parts, *inputs, EVERYTHING)
 
 
 def rows_of(signal: TeacherSignal, row: int, length: int) -> list[Tensor]:
@@ -93,14 +93,15 @@ def test_no_graph_is_kept() -> None:
     assert not any(getattr(found, field.name).requires_grad for field in fields(found))
 
 
-# The full width of a real encoder's rows is not needed, but one at which CPU kernels do what they do there.
-WIDTH = 64
+SUBSETS = ([3, 0, 1, 2, 4, 5, 6, 7, 8, 9], [8, 7, 6, 5, 4, 2, 1, 0], [9, 1, 3], [1, 3, 5], [6], [1], [2, 3])
 
 
-@pytest.mark.parametrize("rows", [[3, 0, 1, 2, 4, 5, 6, 7, 8, 9], [8, 7, 6, 5, 4, 2, 1, 0], [1, 3, 5], [6], [2, 3]])
-def test_a_row_is_the_same_to_the_bit_whatever_its_neighbours(rows: list[int]) -> None:
-    """Other order, other padding, fewer rows than MIN_ROWS: on a CPU not one bit changes (FACTS)."""
-    parts, batch = teacher(hidden=WIDTH), ragged_batch(LENGTHS)
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("rows", SUBSETS)
+def test_a_row_is_the_same_to_the_bit_whatever_its_neighbours(rows: list[int], family: str) -> None:
+    """Other order, other padding, fewer and shorter rows than the kernels' vectors: not one bit changes."""
+    model = tiny_encoder(family, layers=4, seed=2, dtype=torch.float32, hidden=64)
+    parts, batch = encoder_parts(model.requires_grad_(False)), ragged_batch(LENGTHS, pad=pad_token(family))
     whole, part = signal_of(parts, batch), signal_of(parts, take_rows(batch, rows))
     assert len(part.logits_BC) == len(rows)
     for place, row in enumerate(rows):
@@ -108,23 +109,37 @@ def test_a_row_is_the_same_to_the_bit_whatever_its_neighbours(rows: list[int]) -
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), row
 
 
-def test_fewer_rows_than_the_minimum_are_filled_up() -> None:
+def test_small_batches_are_filled_up_and_cut_back() -> None:
     parts, batch = teacher(), take_rows(ragged_batch(LENGTHS), [0, 1, 2])
-    seen: list[int] = []
-    hook = parts.embeddings.register_forward_pre_hook(lambda _, args, kwargs: seen.append(_rows(args, kwargs)), with_kwargs=True)
-    for min_rows in (1, 8):
-        assert len(signal_of(parts, batch, min_rows=min_rows).logits_BC) == 3
+    seen: list[tuple[int, ...]] = []
+    hook = parts.embeddings.register_forward_hook(lambda _, __, output: seen.append(output.shape[:2]))
+    inputs = (batch.input_ids_BL, batch.attention_mask_BL, batch.token_type_ids_BL)
+    found = [
+        compute_signal(parts, *inputs, EVERYTHING, min_rows=rows, min_length=length)
+        for rows, length in ((1, 1), (4, 1), (1, 14), (MIN_ROWS, MIN_LENGTH))
+    ]
     hook.remove()
-    assert seen == [3, 8]
-
-
-def _rows(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> int:
-    return len(args[0] if args else kwargs["input_ids"])
+    assert seen == [(3, 9), (4, 9), (3, 14), (16, 16)]
+    for signal in found:
+        assert signal.logits_BC.shape == (3, 3)
+        assert signal.cls_gradients_BKH is not None
+        assert signal.cls_gradients_BKH.shape == (3, 2, 16)
+        assert signal.embedding_gradient_BLH is not None
+        assert signal.embedding_gradient_BLH.shape == (3, 9, 16)
+        assert signal.embedding_gradient_norm_BL is not None
+        assert signal.embedding_gradient_norm_BL.shape == (3, 9)
+        # last bits only: fp32, values below 2, gradients pass ~1e3 operations
+        assert torch.allclose(signal.logits_BC, found[0].logits_BC, rtol=0, atol=1e-5)
+        assert found[0].embedding_gradient_BLH is not None
+        difference = signal.embedding_gradient_BLH - found[0].embedding_gradient_BLH
+        assert difference.abs().max() < 1e-4
 
 
 def test_only_what_was_asked_for_is_computed() -> None:
     parts, batch = teacher(), ragged_batch(LENGTHS)
     inputs = (batch.input_ids_BL, batch.attention_mask_BL, batch.token_type_ids_BL)
+    graphs: list[bool] = []
+    parts.embeddings.register_forward_hook(lambda *_: graphs.append(torch.is_grad_enabled()))
     for spec in (
         SignalSpec(),
         SignalSpec((2,), cls_states=True),
@@ -136,6 +151,7 @@ def test_only_what_was_asked_for_is_computed() -> None:
         assert (found.cls_gradients_BKH is not None) == spec.cls_gradients
         assert (found.embedding_gradient_BLH is not None) == spec.embedding_gradient
         assert (found.embedding_gradient_norm_BL is not None) == spec.embedding_gradient
+        assert graphs.pop() == spec.gradients  # a graph costs the memory of every layer
         assert torch.allclose(found.logits_BC, signal_of(parts, batch).logits_BC, rtol=0, atol=1e-6)
 
 

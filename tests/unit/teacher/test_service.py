@@ -6,10 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
 import torch
+from tiny_encoders import ragged_batch, take_rows, tiny_encoder
 from torch.futures import Future
 
 from distill_dist.comm.rpc_world import CallFailed, Reply, RpcWorld
@@ -21,7 +23,6 @@ from distill_dist.teacher.client import LocalTeacher, RemoteTeacher, TeacherLost
 from distill_dist.teacher.compute import compute_signal
 from distill_dist.teacher.host import TeacherHost
 from distill_dist.teacher.wire import Request, WireSignal, pack_request, pack_signal
-from tiny_encoders import ragged_batch, take_rows, tiny_encoder
 
 SPEC = SignalSpec((1, 2), cls_states=True, cls_gradients=True, embedding_gradient=True)
 DEADLINE_S = 20.0  # never reached where things go well
@@ -113,7 +114,7 @@ def test_remote_and_local_teachers_say_the_same(ahead: int, teachers: int) -> No
         client = remote(world)
         found = list(client.signals(batches(), each, SPEC, ahead=ahead))
         assert client.describe() == {"parameters": 7}
-        client.release()
+        client.release(timeout_s=DEADLINE_S)
     assert ended == [True] * teachers
     local = LocalTeacher(teacher_parts(), torch.device("cpu"))
     expected = list(local.signals(batches(), each, SPEC, ahead=ahead))
@@ -130,7 +131,7 @@ def test_items_of_several_batches_and_of_none() -> None:
     with serving(hosts):
         client = remote(FakeWorld(hosts))
         found = list(client.signals(items, lambda item: item, SPEC, ahead=1))
-        client.release()
+        client.release(timeout_s=DEADLINE_S)
     assert [len(signals) for _, signals in found] == [0, 2, 1]
     assert [signal.logits_BC.shape[0] for signal in found[1][1]] == [1, 2]
 
@@ -150,7 +151,7 @@ def test_no_more_than_asked_for_is_ahead(ahead: int) -> None:
         client = remote(world)
         for received, _ in enumerate(client.signals(items(), each, SPEC, ahead=ahead)):
             assert len(taken) == min(received + ahead + 1, 5)
-        client.release()
+        client.release(timeout_s=DEADLINE_S)
 
 
 def test_teachers_take_turns_and_students_begin_at_different_ones() -> None:
@@ -160,13 +161,11 @@ def test_teachers_take_turns_and_students_begin_at_different_ones() -> None:
         world = FakeWorld(hosts)
         with serving(hosts):
             client = remote(world, student=student)
-            hosts_students = {0, 1}
             list(client.signals(batches(), each, SPEC, ahead=1))
-            for h in hosts.values():
-                for other in hosts_students:
-                    h.release(other)
+            for teaching in hosts.values():
+                teaching.release(0)  # the fake hosts know one student only
         asked = [peer for peer, name in world.calls if name == "ask"]
-        assert all(a != b for a, b in zip(asked, asked[1:], strict=False))
+        assert all(a != b for a, b in pairwise(asked))
         firsts.append(asked[0])
     assert firsts[0] != firsts[1]
 
@@ -185,20 +184,21 @@ def test_an_error_of_the_model_reaches_the_one_who_asked_and_nobody_else() -> No
         stream = client.signals(batches(), each, SPEC, ahead=0)
         next(stream)
         next(stream)
-        with pytest.raises(TeacherLost, match="teacher failed: ValueError: three rows are too many") as caught:
+        with pytest.raises(
+            TeacherLost, match="teacher failed: ValueError: three rows are too many"
+        ) as caught:
             next(stream)
         assert caught.value.number == 0
         assert isinstance(caught.value, Interrupted)  # the run can be resumed
         assert len(list(client.signals(batches()[3:], each, SPEC, ahead=0))) == 2
-        client.release()
+        client.release(timeout_s=DEADLINE_S)
     assert hosts["teacher"].answered == 4
 
 
 def test_a_silent_teacher_is_lost_at_the_deadline_and_named() -> None:
     hosts = {"teacher0": host_of(answers_of(teacher_parts())), "teacher1": host_of(None)}
     with serving({"teacher0": hosts["teacher0"]}):  # nobody empties teacher1's queue
-        client = remote(FakeWorld(hosts), student=1, deadline_s=0.2)
-        client._deadline_s = DEADLINE_S
+        client = remote(FakeWorld(hosts), student=1)
         stream = client.signals(batches(), each, SPEC, ahead=0)
         next(stream)
         client._deadline_s = 0.05
@@ -216,16 +216,24 @@ def test_a_dead_teacher_is_lost_when_it_is_called() -> None:
     assert caught.value.number == 1
 
 
+def test_a_teacher_that_does_not_hear_the_release_is_no_error() -> None:
+    """Its lease will end; the others hear it all the same."""
+    hosts = {"teacher0": host_of(None), "teacher1": host_of(None)}
+    world = FakeWorld(hosts)
+    world.dead = {"teacher0"}
+    remote(world).release(timeout_s=DEADLINE_S)
+    assert world.calls == [("teacher0", "release"), ("teacher1", "release")]
+    assert hosts["teacher1"].serve(should_stop=never) is True
+
+
 def test_leases_are_renewed_until_the_release() -> None:
     hosts = {"teacher": host_of(answers_of(teacher_parts()))}
     world = FakeWorld(hosts)
     renewed = threading.Event()
     hosts["teacher"].renew = renewed.set  # type: ignore[method-assign]
-    client = RemoteTeacher(
-        cast(RpcWorld, world), ["teacher"], student=0, deadline_s=DEADLINE_S, lease_s=0.04
-    )
+    client = RemoteTeacher(cast(RpcWorld, world), ["teacher"], student=0, deadline_s=DEADLINE_S, lease_s=0.04)
     assert renewed.wait(10)
-    client.release()
+    client.release(timeout_s=DEADLINE_S)
     assert ("teacher", "release") in world.calls
 
 

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import socket
+
+import psutil
+import pytest
+
+from distill_dist.comm.environment import (
+    LaunchEnvironment,
+    pin_interface,
+    prepare_environment,
+    read_environment,
+    route_interface,
+)
+from distill_dist.errors import UserError
+
+DEEPSPEED = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_SIZE": "4",
+    "MASTER_ADDR": "10.0.0.1",
+    "MASTER_PORT": "29500",
+}
+TORCHRUN = {
+    **{name: value for name, value in DEEPSPEED.items() if name != "LOCAL_SIZE"},
+    "LOCAL_WORLD_SIZE": "4",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+}
+INTERFACES = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+def loopback() -> str:
+    return next(
+        name for name, found in psutil.net_if_addrs().items() if any(a.address == "127.0.0.1" for a in found)
+    )
+
+
+def test_no_launcher_is_a_world_of_one() -> None:
+    assert read_environment({}) == LaunchEnvironment(0, 1, 0, 1, "127.0.0.1", 0)
+    assert read_environment({"MASTER_ADDR": "10.0.0.1"}).world_size == 1
+
+
+def test_deepspeed_and_torchrun() -> None:
+    assert read_environment(DEEPSPEED) == LaunchEnvironment(5, 8, 1, 4, "10.0.0.1", 29500)
+    assert read_environment(TORCHRUN) == LaunchEnvironment(5, 8, 1, 4, "10.0.0.1", 29500, agent_store=True)
+    assert not read_environment({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "False"}).agent_store
+
+
+def test_a_launcher_that_says_nothing_of_nodes_is_one_node() -> None:
+    bare = {name: DEEPSPEED[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    found = read_environment(bare)
+    assert (found.local_rank, found.local_size) == (0, 8)
+
+
+@pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
+def test_half_an_environment_is_refused_by_name(missing: str) -> None:
+    half = {name: value for name, value in DEEPSPEED.items() if name != missing}
+    with pytest.raises(UserError, match=f"the environment lacks {missing}; start with"):
+        read_environment(half)
+
+
+def test_what_is_left_is_true_for_the_students() -> None:
+    environment = {**TORCHRUN, **DEEPSPEED, "HOME": "/home/someone"}
+    prepare_environment(environment, read_environment(DEEPSPEED), student_rank=3, students=6)
+    assert "LOCAL_SIZE" not in environment  # 66 MB a rank in /dev/shm
+    assert "TORCHELASTIC_USE_AGENT_STORE" not in environment  # every further rendezvous would hang
+    assert environment["HOME"] == "/home/someone"
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    assert [environment[name] for name in names] == ["3", "6", "1", "10.0.0.1", "29500"]
+
+
+def test_the_way_to_oneself_is_the_loopback() -> None:
+    assert route_interface("127.0.0.1") == loopback()
+
+
+def test_an_address_nobody_knows_has_no_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror("unknown name")
+
+    monkeypatch.setattr("distill_dist.comm.environment.socket.getaddrinfo", unknown)
+    assert route_interface("no-such-host") is None
+    environment: dict[str, str] = {}
+    pin_interface(environment, "no-such-host")
+    assert environment == {}
+
+
+def test_the_users_interface_wins() -> None:
+    environment = {"GLOO_SOCKET_IFNAME": "ib0"}
+    pin_interface(environment, "127.0.0.1")
+    assert environment == {
+        "GLOO_SOCKET_IFNAME": "ib0",
+        "TP_SOCKET_IFNAME": loopback(),
+        "NCCL_SOCKET_IFNAME": loopback(),
+    }
+    assert set(environment) == set(INTERFACES)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+
+from distill_dist.comm.roles import Roles, assign_roles
+from distill_dist.errors import UserError
+
+PLACEMENTS = ("last", "per_node", "nodes")
+WORLDS = [(size, local) for size in range(1, 13) for local in range(1, size + 1)]
+
+
+def assigned(size: int, local: int, teachers: int, placement: str) -> Roles | None:
+    try:
+        return assign_roles(world_size=size, local_size=local, teachers=teachers, placement=placement)
+    except UserError:
+        return None
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_every_world_is_parted_or_refused(placement: str) -> None:
+    done = 0
+    for size, local in WORLDS:
+        for teachers in range(size + 2):
+            roles = assigned(size, local, teachers, placement)
+            if roles is None:
+                continue
+            done += 1
+            assert sorted((*roles.students, *roles.teachers)) == list(range(size))
+            assert roles.students == tuple(sorted(roles.students))
+            assert roles.teachers == tuple(sorted(roles.teachers))
+            assert len(roles.teachers) == teachers
+            assert roles.students[0] == 0
+            assert roles.world_size == size
+            assert [roles.is_teacher(rank) for rank in range(size)] == [
+                r in roles.teachers for r in range(size)
+            ]
+    assert done > len(WORLDS)
+
+
+def test_what_can_be_done_is_done() -> None:
+    """Which (world, node, teachers) each placement accepts, said a second time."""
+    for size, local in WORLDS:
+        nodes, whole = size // local, size % local == 0
+        for teachers in range(1, size + 2):
+            fits = {
+                "last": teachers < size,
+                "per_node": whole and teachers % nodes == 0 and teachers < size,
+                "nodes": whole and teachers % local == 0 and teachers < size,
+            }
+            for placement, possible in fits.items():
+                done = assigned(size, local, teachers, placement) is not None
+                assert done == possible, (size, local, teachers, placement)
+
+
+@pytest.mark.parametrize(
+    ("size", "local", "teachers", "placement", "expected"),
+    [
+        (4, 4, 0, "last", ()),
+        (4, 4, 1, "last", (3,)),
+        (8, 4, 3, "last", (5, 6, 7)),
+        (8, 4, 2, "per_node", (3, 7)),
+        (8, 4, 6, "per_node", (1, 2, 3, 5, 6, 7)),
+        (6, 2, 2, "nodes", (4, 5)),
+        (6, 2, 4, "nodes", (2, 3, 4, 5)),
+        (3, 1, 2, "nodes", (1, 2)),
+    ],
+)
+def test_known_worlds(
+    size: int, local: int, teachers: int, placement: str, expected: tuple[int, ...]
+) -> None:
+    found = assign_roles(world_size=size, local_size=local, teachers=teachers, placement=placement)
+    assert found.teachers == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "local", "teachers", "placement", "message"),
+    [
+        (1, 1, 1, "last", r"cluster.teachers=1 leaves no student among the 1 processes.*start at least 2"),
+        (4, 4, 7, "nodes", r"start at least 8"),
+        (8, 4, 3, "per_node", r"cannot spread cluster.teachers=3 over 2 nodes of 4 .*multiple of 2 below 8"),
+        (7, 4, 2, "per_node", r"cluster.placement=per_node cannot spread"),
+        (8, 4, 2, "nodes", r"multiple of the 4 processes of a node, not 2"),
+    ],
+)
+def test_impossible_worlds_say_what_to_do(
+    size: int, local: int, teachers: int, placement: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        assign_roles(world_size=size, local_size=local, teachers=teachers, placement=placement)

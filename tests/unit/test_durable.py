@@ -1,0 +1,160 @@
+"""A crash at any point leaves the old file or the new one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill_dist.durable import durable_folder, sha256_file, sync_folder, write_durable, write_json
+
+
+class Crash(RuntimeError):
+    """The machine stops here."""
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, *, call: int = 1) -> None:
+    """The ``call``-th call of ``target.name`` crashes, earlier ones do their work."""
+    original, calls = getattr(target, name), [0]
+
+    def crash(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            raise Crash(name)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, crash)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_json_comes_back_and_replaces_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    for value in ({"state": "running"}, {"state": "done", "b": [1, 2.5, None], "a": "ü"}):
+        write_json(path, value)
+        assert json.loads(path.read_text(encoding="utf-8")) == value
+    assert names(tmp_path) == {"state.json"}
+    assert path.read_text(encoding="utf-8").endswith("}\n")
+
+
+@pytest.mark.parametrize(("target", "name"), [(os, "fsync"), (Path, "replace")])
+def test_a_crash_before_the_move_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any, name: str
+) -> None:
+    path = tmp_path / "state.json"
+    write_json(path, 1)
+    crash_at(monkeypatch, target, name)
+    with pytest.raises(Crash):
+        write_json(path, 2)
+    assert json.loads(path.read_text(encoding="utf-8")) == 1
+    assert names(tmp_path) == {"state.json"}
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    write_json(path, 1)
+
+    def half(temporary: Path) -> None:
+        temporary.write_text("{", encoding="utf-8")
+        raise Crash
+
+    with pytest.raises(Crash):
+        write_durable(path, half)
+    assert json.loads(path.read_text(encoding="utf-8")) == 1
+    assert names(tmp_path) == {"state.json"}
+
+
+def test_the_bytes_are_synced_before_the_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other order can leave an empty file under the final name."""
+    order: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def sync(descriptor: int) -> None:
+        order.append("sync")
+        fsync(descriptor)
+
+    def move(self: Path, target: Path) -> Path:
+        order.append("move")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", move)
+    write_json(tmp_path / "state.json", 1)
+    assert order == ["sync", "move", "sync"]
+    order.clear()
+    with durable_folder(tmp_path / "model") as folder:
+        (folder / "a").write_text("a", encoding="utf-8")
+        (folder / "deeper").mkdir()
+        (folder / "deeper" / "b").write_text("b", encoding="utf-8")
+    assert order == ["sync", "sync", "move", "sync"]
+
+
+def write_folder(path: Path, text: str) -> None:
+    with durable_folder(path) as folder:
+        (folder / "file").write_text(text, encoding="utf-8")
+
+
+def test_a_folder_replaces_the_one_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    with durable_folder(path) as folder:
+        (folder / "gone").write_text("old", encoding="utf-8")
+        assert not path.exists()
+    write_folder(path, "new")
+    assert names(path) == {"file"}
+    assert names(tmp_path) == {"model"}
+
+
+def test_a_folder_whose_writing_fails_never_appears(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+
+    def fail() -> None:
+        with durable_folder(path) as folder:
+            (folder / "file").write_text("half", encoding="utf-8")
+            raise Crash
+
+    with pytest.raises(Crash):
+        fail()
+    assert names(tmp_path) == set()
+    write_folder(path, "old")
+    with pytest.raises(Crash):
+        fail()
+    assert (path / "file").read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == {"model"}
+
+
+@pytest.mark.parametrize(
+    ("call", "left"),
+    [(1, {"model": "old"}), (2, {".model.old": "old"})],
+)
+def test_a_crash_between_the_moves_leaves_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, left: dict[str, str]
+) -> None:
+    write_folder(tmp_path / "model", "old")
+    with monkeypatch.context() as patch:
+        crash_at(patch, Path, "replace", call=call)
+        with pytest.raises(Crash):
+            write_folder(tmp_path / "model", "new")
+    found = {name: (tmp_path / name / "file").read_text(encoding="utf-8") for name in names(tmp_path)}
+    assert found == left
+    write_folder(tmp_path / "model", "newer")  # what a crash left is in nobody's way
+    assert (tmp_path / "model" / "file").read_text(encoding="utf-8") == "newer"
+    assert names(tmp_path) == {"model"}
+
+
+def test_digest(tmp_path: Path) -> None:
+    path = tmp_path / "bytes"
+    path.write_bytes(b"x" * 3_000_000)
+    assert sha256_file(path) == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+
+def test_sync_folder_keeps_no_descriptor(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        sync_folder(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before

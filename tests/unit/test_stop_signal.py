@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from distill_dist.stop_signal import StopSignal
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@pytest.fixture
+def stop() -> Iterator[StopSignal]:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield StopSignal()
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_remembered_and_does_nothing_else(stop: StopSignal, number: signal.Signals) -> None:
+    assert not stop.asked()
+    assert not stop.asked_for(0.0)
+    os.kill(os.getpid(), number)
+    assert stop.asked()
+    assert stop.asked_for(0.0)
+
+
+def test_since_the_first_signal(stop: StopSignal, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("distill_dist.stop_signal.time.monotonic", lambda: now)
+    os.kill(os.getpid(), signal.SIGTERM)
+    now = 115.0
+    os.kill(os.getpid(), signal.SIGTERM)  # an impatient launcher does not start the clock again
+    assert stop.asked_for(15.0)
+    assert not stop.asked_for(15.1)
+
+
+def test_it_says_so(stop: StopSignal, caplog: pytest.LogCaptureFixture) -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert caplog.messages == ["got SIGUSR1: stopping at the next step"]
