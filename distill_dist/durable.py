@@ -45,8 +45,9 @@ def durable_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not.
 
     A folder already at ``path`` is replaced: moved aside first, removed after, so that a crash leaves the
-    old one or the new one, at worst under the moved-aside name ``.NAME.old``.
+    old one or the new one, at worst under the moved-aside name ``.NAME.old``: see ``recover_folder``.
     """
+    recover_folder(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -56,7 +57,7 @@ def durable_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb+") as handle:
                     os.fsync(handle.fileno())
-        old = path.with_name(f".{path.name}.old")
+        old = _moved_aside(path)
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():
             path.replace(old)
@@ -65,6 +66,16 @@ def durable_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Put back what a crash between the two moves of ``durable_folder`` left aside. One process only."""
+    if not path.exists() and _moved_aside(path).exists():
+        _moved_aside(path).replace(path)
+
+
+def _moved_aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def sha256_file(path: Path) -> str:

@@ -84,7 +84,9 @@ class Engine:
             raise UserError("the student has no trainable parameter")
         # The learning rate is set before every step; 0 would be a bug that shows at once.
         self._inner: torch.optim.Optimizer = (
-            torch.optim.AdamW(groups, lr=0.0, fused=True) if optimizer == "adamw" else torch.optim.SGD(groups, lr=0.0)
+            torch.optim.AdamW(groups, lr=0.0, fused=True)
+            if optimizer == "adamw"
+            else torch.optim.SGD(groups, lr=0.0)
         )
         self._moments = MOMENTS[optimizer]
         self._students = students

@@ -20,6 +20,7 @@ from distill_dist.config.deepspeed_json import load_deepspeed_json
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import Manifest, load_manifest, manifest_hash
 from distill_dist.data.shards import PreparedSplit, open_split
+from distill_dist.durable import recover_folder
 from distill_dist.errors import UserError
 from distill_dist.models.encoder import EncoderParts
 from distill_dist.objectives.objective import Objective
@@ -44,6 +45,8 @@ class Loaded:
 
 def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
     """Read models, data and the newest checkpoint. Raises UserError for whatever does not fit together."""
+    if place.student == 0:
+        recover_folder(folder.model)
     prepared = Path(config.data.prepared)
     manifest = load_manifest(prepared)
     check_prepared(config, manifest)

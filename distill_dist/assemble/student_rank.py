@@ -53,7 +53,9 @@ def train_student(
     try:
         with folder.verdict(writes=place.student == 0), group.naming_the_lost():
             summary = _train(config, place, stop, folder, loaded, group, teacher)
-            group.agree(0)  # nobody leaves before all are done: launchers kill the siblings of a rank that exits
+            group.agree(
+                0
+            )  # nobody leaves before all are done: launchers kill the siblings of a rank that exits
         early = False
     finally:
         if teacher is not None:

@@ -10,11 +10,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["data.synthetic.train_rows=512", "data.synthetic.dev_rows=64", "cluster.device=cuda", "train.epochs=1"]
+SMALL = [
+    "data.synthetic.train_rows=512",
+    "data.synthetic.dev_rows=64",
+    "cluster.device=cuda",
+    "train.epochs=1",
+]
 
 
 def run(name: str, folder: Path, *overrides: str, config: str) -> dict:
-    command = [sys.executable, str(ROOT / "launcher" / f"{name}.py"), "--config", str(ROOT / "configs" / config)]
+    command = [
+        sys.executable,
+        str(ROOT / "launcher" / f"{name}.py"),
+        "--config",
+        str(ROOT / "configs" / config),
+    ]
     command += [*SMALL, f"data.prepared={folder / 'prepared'}", *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -151,6 +151,9 @@ def rendezvous(timeout_s: float) -> dict[str, Any]:
 def loading(failing: list[int], late_s: float) -> dict[str, Any]:
     """The ranks in ``failing`` cannot load, which rank 2 takes ``late_s`` to do; everybody hears of it."""
     launch, store = _meet()
+    store.add("met", 1)
+    while store.add("met", 0) < launch.world_size:  # or rank 0 takes the store away from one that still joins
+        time.sleep(0.01)
     start = time.monotonic()
     try:
         time.sleep(late_s if launch.rank == 2 else 0)

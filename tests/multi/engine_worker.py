@@ -247,8 +247,7 @@ def round_trip(
     group: StudentGroup, teacher: Teacher, *, stage: int, models: str, folder: str, precision: str
 ) -> dict[str, bool]:
     """Three AdamW steps, save, two more; then load into fresh engines of every stage and go on."""
-    # no clipping: the norm is summed in another order at every stage, and would hide what is compared here
-    case = Case("kd", weight_decay=0.01)
+    case = Case("kd", clip_norm=1.0, weight_decay=0.01)
     objective = make_objective(case.method)
 
     def engine_at(at_stage: int) -> Engine:
@@ -262,6 +261,7 @@ def round_trip(
             engine.step(1e-3)
         return engine.state_dict()
 
+    limit = 0.01 if precision == "fp32" else 0.1
     first = engine_at(stage)
     saved = go_on(first, 0, 3)
     finished = go_on(first, 3, 5)
@@ -275,8 +275,10 @@ def round_trip(
         engine = engine_at(other)
         engine.load_state_dict(read)
         found[f"loaded at {other}"] = _equal(engine.state_dict(), saved)
-        if other == stage or precision == "fp32":  # in bf16 the stages accumulate micro-batches differently
-            found[f"goes on at {other}"] = _equal(go_on(engine, 3, 5), finished)
+        went_on = go_on(engine, 3, 5)
+        found[f"goes on at {other}"] = (
+            _equal(went_on, finished) if other == stage else _near(went_on, finished, saved, limit)
+        )
     return found
 
 
@@ -301,6 +303,17 @@ def load_elsewhere(models: str, states: list[str]) -> dict[str, Any]:
 
 def _equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def _near(left: dict[str, Tensor], right: dict[str, Tensor], start: dict[str, Tensor], limit: float) -> bool:
+    """Whether both moved from ``start`` in the same way, but for the last bits, which differ between stages.
+
+    AdamW makes them larger where gradients are small, hence a generous ``limit`` of the relative difference; moments
+    that were lost or mixed up change a move by its own size.
+    """
+    names = [name for name in start if name.startswith("weights/")]
+    a, b, c = (torch.cat([side[name].flatten() for name in names]) for side in (left, right, start))
+    return float((a - b).norm() / (b - c).norm()) < limit
 
 
 assert len(LABELS) > 2, "with two classes the paper's signal and ours could agree by accident"

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from distill_dist.durable import durable_folder, sha256_file, sync_folder, write_durable, write_json
+from distill_dist.durable import (
+    durable_folder,
+    recover_folder,
+    sha256_file,
+    sync_folder,
+    write_durable,
+    write_json,
+)
 
 
 class Crash(RuntimeError):
@@ -158,3 +165,27 @@ def test_sync_folder_keeps_no_descriptor(tmp_path: Path) -> None:
     for _ in range(20):
         sync_folder(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_a_crash_between_the_moves_left_aside_comes_back(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with durable_folder(folder) as temporary:
+        (temporary / "weights").write_text("old")
+    folder.replace(tmp_path / ".model.old")  # the crash: moved aside, the new one not yet in place
+    recover_folder(folder)
+    assert (folder / "weights").read_text() == "old"
+    assert not (tmp_path / ".model.old").exists()
+
+    folder.replace(tmp_path / ".model.old")
+    with pytest.raises(RuntimeError, match="second crash"), durable_folder(folder) as temporary:
+        raise RuntimeError("second crash")
+    assert (folder / "weights").read_text() == "old", "a second crash in the same place lost both"
+
+
+def test_recovering_leaves_a_whole_folder_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_text("new")
+    (tmp_path / ".model.old").mkdir()
+    recover_folder(folder)
+    assert (folder / "weights").read_text() == "new"

@@ -14,7 +14,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "configs"
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_named_files_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    named = set(re.findall(r"\b(?:launcher|configs|ds_configs|tests|distill_dist)/[\w/.-]*\.(?:py|yaml|json|md)\b", text))
+    named = set(
+        re.findall(
+            r"\b(?:launcher|configs|ds_configs|tests|distill_dist)/[\w/.-]*\.(?:py|yaml|json|md)\b", text
+        )
+    )
     missing = sorted(name for name in named if not (ROOT / name).exists())
     assert not missing, f"{page.name} names {missing}"
     if page.name == "README.md":
