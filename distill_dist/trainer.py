@@ -10,7 +10,7 @@ import torch
 
 from distill_dist.comm.students import StudentGroup
 from distill_dist.engine import Engine
-from distill_dist.errors import Interrupted
+from distill_dist.errors import Interrupted, UserError
 from distill_dist.objectives.objective import LossTerms
 from distill_dist.records import Step, TeacherSignal
 from distill_dist.student import StudentStep
@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 
 # What a student says when a step opens; the largest word of all students counts.
 _GO, _STOP, _LOST = 0, 1, 2  # _LOST + number of the teacher
+_FAILED = 1 << 30  # a row of this student cannot be read: no resume mends that
 
 StepWithSignals = tuple[Step, tuple[TeacherSignal | None, ...]]
 
@@ -62,11 +63,13 @@ class Trainer:
 
     def _open(self, stream: Iterator[StepWithSignals], done: int, start: int) -> StepWithSignals:
         """The next step once every student holds its signals; no collective of the step ever waits for a teacher."""
-        word, lost, found = _GO, None, None
+        word, lost, failed, found = _GO, None, None, None
         try:
             found = next(stream)
         except TeacherLost as error:
             word, lost = _LOST + error.number, error
+        except UserError as error:
+            word, failed = _FAILED, error
         if self.should_stop():
             word = max(word, _STOP)
         agreed = self.group.agree(word)
@@ -75,6 +78,8 @@ class Trainer:
             return found
         if done > start:
             self.save(done)
+        if agreed == _FAILED:
+            raise failed or _failed_elsewhere()
         if agreed == _STOP:
             raise Interrupted(f"stopped by a signal after step {done}; the same command goes on from there")
         reason = str(lost) if lost else f"a sibling lost teacher {agreed - _LOST}"
@@ -112,3 +117,9 @@ class Trainer:
         self.telemetry.step_done(sequences=step.counts.sequences, tokens=step.counts.tokens)
         if speaks:
             self.telemetry.speak(finished, learning_rate=rate, gradient_norm=norm, waited_s=self.waited_s())
+
+
+def _failed_elsewhere() -> UserError:
+    error = UserError("another student cannot go on; it says why")
+    error.said = True
+    return error

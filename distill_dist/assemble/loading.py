@@ -18,12 +18,14 @@ from distill_dist.assemble.place import Place
 from distill_dist.assemble.resume import check_identity, run_identity
 from distill_dist.config.deepspeed_json import load_deepspeed_json
 from distill_dist.config.schema import RunConfig
+from distill_dist.data.loader import evaluation_batches
 from distill_dist.data.manifest import Manifest, load_manifest, manifest_hash
 from distill_dist.data.shards import PreparedSplit, open_split
 from distill_dist.durable import recover_folder
 from distill_dist.errors import UserError
 from distill_dist.models.encoder import EncoderParts
 from distill_dist.objectives.objective import Objective
+from distill_dist.records import Batch
 from distill_dist.run_folder import RunFolder
 
 
@@ -33,7 +35,7 @@ class Loaded:
 
     manifest: Manifest
     train: PreparedSplit
-    scored: dict[str, PreparedSplit]
+    scored: dict[str, tuple[PreparedSplit, tuple[Batch, ...]]]  # and this rank's share of the rows
     tokenizer: Path
     student: EncoderParts
     local_teacher: EncoderParts | None
@@ -60,7 +62,7 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
     return Loaded(
         manifest=manifest,
         train=open_split(prepared, "train"),
-        scored={name: open_split(prepared, name) for name in manifest.splits if name != "train"},
+        scored={name: _share(config, place, manifest, name) for name in manifest.splits if name != "train"},
         tokenizer=prepared / "tokenizer",
         student=student,
         local_teacher=local_teacher,
@@ -69,6 +71,20 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
         resumed=_find_checkpoint(config, folder, identity),
         deepspeed_json=load_deepspeed_json(Path(config.deepspeed_config)),
     )
+
+
+def _share(
+    config: RunConfig, place: Place, manifest: Manifest, name: str
+) -> tuple[PreparedSplit, tuple[Batch, ...]]:
+    split = open_split(Path(config.data.prepared), name)
+    batches = evaluation_batches(
+        split,
+        rank=place.student,
+        size=len(place.roles.students),
+        micro_tokens=config.batch.micro_tokens,
+        pad_token_id=manifest.pad_token_id,
+    )
+    return split, tuple(batches)
 
 
 def _find_checkpoint(

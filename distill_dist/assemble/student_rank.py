@@ -18,8 +18,7 @@ from distill_dist.comm.students import StudentGroup
 from distill_dist.config.load import dump_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.curriculum.order import RandomOrder
-from distill_dist.data.loader import StepLoader, evaluation_batches
-from distill_dist.data.shards import PreparedSplit
+from distill_dist.data.loader import StepLoader
 from distill_dist.engine import Engine
 from distill_dist.evaluation.split import SplitScorer
 from distill_dist.models.encoder import encoder_parts
@@ -205,7 +204,7 @@ def _outcome(
         engine=engine,
         student=LocalTeacher(encoder_parts(engine.module), place.device),
         teacher=teacher,
-        scorers={name: _scorer(config, place, loaded, group, split) for name, split in loaded.scored.items()},
+        scorers=_scorers(config, place, loaded, group),
         group=group,
         telemetry=telemetry,
         folder=folder,
@@ -235,22 +234,16 @@ def _batches_of(step: Step) -> tuple[Batch, ...]:
     return step.batches
 
 
-def _scorer(
-    config: RunConfig, place: Place, loaded: Loaded, group: StudentGroup, split: PreparedSplit
-) -> SplitScorer:
-    batches = evaluation_batches(
-        split,
-        rank=group.rank,
-        size=group.size,
-        micro_tokens=config.batch.micro_tokens,
-        pad_token_id=loaded.manifest.pad_token_id,
-    )
-    return SplitScorer(
-        labels_N=split.labels,
-        batches=tuple(batches),
-        num_classes=len(loaded.manifest.labels),
-        with_f1=loaded.manifest.metric == "f1",
-        sum_=group.sum_,
-        device=place.device,
-        ahead=config.teacher.prefetch,
-    )
+def _scorers(config: RunConfig, place: Place, loaded: Loaded, group: StudentGroup) -> dict[str, SplitScorer]:
+    return {
+        name: SplitScorer(
+            labels_N=split.labels,
+            batches=batches,
+            num_classes=len(loaded.manifest.labels),
+            with_f1=loaded.manifest.metric == "f1",
+            sum_=group.sum_,
+            device=place.device,
+            ahead=config.teacher.prefetch,
+        )
+        for name, (split, batches) in loaded.scored.items()
+    }

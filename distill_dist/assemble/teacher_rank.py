@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
 
 from distill_dist.assemble.models import build_teacher
@@ -21,6 +22,8 @@ from distill_dist.teacher.wire import Request, WireSignal, pack_signal
 
 # Launchers signal every rank at once; the students still need a while to save, and ask no more after it.
 STOP_GRACE_S = 20.0
+# The answer to the last student's goodbye is still on its way when the host is done.
+LAST_ANSWER_S = 0.3
 _log = logging.getLogger(__name__)
 
 
@@ -54,4 +57,5 @@ def serve_teacher(config: RunConfig, place: Place, stop: StopSignal) -> None:
             raise Interrupted(f"teacher {place.rank} left after {host.answered} answers, {when}")
         _log.info("taught %d micro-batches", host.answered)
     finally:
+        time.sleep(LAST_ANSWER_S)
         world.leave()

@@ -17,7 +17,7 @@ Method = Literal["finetune", "kd", "pkd", "gkd", "gkd_cls"]
 class SyntheticConfig:
     """The generated inference corpus (`data.source: synthetic_nli`)."""
 
-    train_rows: int = 24000
+    train_rows: int = 48000
     """Rows of the train split; at least 1."""
     dev_rows: int = 2000
     """Rows of the dev split; at least 1. No row of it stands in train."""

@@ -28,6 +28,8 @@ from tiny import (
 
 from e2e.conftest import TRACED, Reference, shared_memory
 
+# the first test of a session also waits for its fixtures; tests run beside each other
+pytestmark = pytest.mark.timeout(600)
 TEACHER, PLACES = 2, {0: "student 0", 1: "student 1", 2: "the teacher"}
 
 

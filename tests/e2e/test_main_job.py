@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import World, last_json, launch, port_is_free, running, start_ranks, state, trace
 
 from e2e.conftest import TRACED, Reference, shared_memory
 
+# the first test of a session also waits for its fixtures; tests run beside each other
+pytestmark = pytest.mark.timeout(600)
 SUMMARY = {
     "student": {"parameters", "accuracy", "f1", "loss"},
     "teacher": {"parameters", "accuracy"},

@@ -6,10 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import Started, World, last_json, launch, running, start_ranks, state
 
 from e2e.conftest import TRACED
+
+# the first test of a session also waits for its fixtures; tests run beside each other
+pytestmark = pytest.mark.timeout(600)
 
 
 def other_vocabulary(teacher: Path, folder: Path) -> Path:
@@ -24,13 +28,15 @@ def other_vocabulary(teacher: Path, folder: Path) -> Path:
     return folder
 
 
-def damaged_copy(prepared: Path, folder: Path) -> tuple[Path, str]:
-    """The prepared folder with one byte flipped in the middle of a shard of train; and the shard's name."""
+def damaged_copy(prepared: Path, folder: Path, *, flip: bool) -> tuple[Path, str]:
+    """The prepared folder with a damaged shard of train: cut short, or one bit of row 0 flipped; and its name."""
     shutil.copytree(prepared, folder)
     shard = sorted((folder / "train").glob("*.tar"))[0]
     content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
+    if flip:
+        with np.load(shard.with_suffix(".index.npz")) as index:
+            content[int(index["offset"][0])] ^= 1
+    shard.write_bytes(content if flip else content[:-512])
     return folder, shard.name
 
 
@@ -44,7 +50,7 @@ def assert_one_message(ranks: Started, *words: str) -> None:
         assert word in text, ranks.text()
 
 
-@pytest.mark.parametrize("kind", ["no teacher", "another vocabulary", "not prepared", "damaged shard"])
+@pytest.mark.parametrize("kind", ["no teacher", "another vocabulary", "not prepared", "shard cut short"])
 def test_at_assembly(world: World, tmp_path: Path, kind: str):
     changed, words = {
         "no teacher": lambda: ([f"teacher.path={tmp_path}/nowhere"], ["teacher.path", f"{tmp_path}/nowhere"]),
@@ -56,7 +62,7 @@ def test_at_assembly(world: World, tmp_path: Path, kind: str):
             [f"data.prepared={tmp_path}/nothing"],
             [f"{tmp_path}/nothing", "prepare.py"],
         ),
-        "damaged shard": lambda: _damage(world, tmp_path),
+        "shard cut short": lambda: _damage(world, tmp_path),
     }[kind]()
     # the student has a path of its own, so that nothing is wrong but one thing
     student = f"student.path={world.teacher_run}/model"
@@ -66,8 +72,24 @@ def test_at_assembly(world: World, tmp_path: Path, kind: str):
 
 
 def _damage(world: World, tmp_path: Path) -> tuple[list[str], list[str]]:
-    folder, shard = damaged_copy(world.prepared, tmp_path / "damaged")
+    folder, shard = damaged_copy(world.prepared, tmp_path / "damaged", flip=False)
     return [f"data.prepared={folder}"], [shard]
+
+
+def test_a_flipped_bit_stops_all_with_one_message(world: World, tmp_path: Path):
+    folder, shard = damaged_copy(world.prepared, tmp_path / "damaged", flip=True)
+    run_dir = tmp_path / "run"
+    arguments = world.student(run_dir, "method=gkd_cls", *TRACED, f"data.prepared={folder}")
+    with running(start_ranks(arguments, size=3, logs=tmp_path / "logs")) as ranks:
+        # the teacher did nothing wrong
+        assert ranks.wait() == [2, 2, 75], ranks.text()
+    text = ranks.stderr(0) + ranks.stderr(1)
+    assert text.count("error: ") == 1, ranks.text()
+    assert shard in text
+    assert "row 0" in text
+    assert "Traceback" not in ranks.text()
+    verdict = state(run_dir)
+    assert (verdict["state"], verdict["resumable"]) == ("failed", False)
 
 
 def test_a_missing_rank_is_named(world: World, tmp_path: Path):

@@ -152,8 +152,8 @@ def loading(failing: list[int], late_s: float) -> dict[str, Any]:
     """The ranks in ``failing`` cannot load, which rank 2 takes ``late_s`` to do; everybody hears of it."""
     launch, store = _meet()
     store.add("met", 1)
-    while store.add("met", 0) < launch.world_size:  # or rank 0 takes the store away from one that still joins
-        time.sleep(0.01)
+    while launch.rank == 0 and store.add("met", 0) < launch.world_size:
+        time.sleep(0.01)  # or it takes the store away from one that still joins
     start = time.monotonic()
     try:
         time.sleep(late_s if launch.rank == 2 else 0)

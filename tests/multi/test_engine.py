@@ -22,6 +22,8 @@ from multi.engine_world import CASES, STEPS, Case, make_models, make_rows
 from multi.harness import run_ranks
 from multi.method_reference import Trajectory, train
 
+# the first test of a session also waits for its fixtures; tests run beside each other
+pytestmark = pytest.mark.timeout(600)
 # Another order of summation in fp32 is about as far from float64 as the reference itself is when it computes in
 # fp32; 10 leaves room for a longer chain of sums. What that gives must stay far below an error of scale.
 MARGIN = 10.0
