@@ -25,7 +25,7 @@ import psutil
 REPOSITORY = Path(__file__).parents[1]
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")  # not on PATH where the environment is not activated
 RUN_LIMIT_S = 150.0  # of a run that takes 15 s on two free cores: tests run beside each other
-ENDS_WITHIN_S = 60.0  # the project's promise for a dead process (issue 2)
+ENDS_WITHIN_S = 60.0  # what the project promises of a run that lost a process
 
 
 def environment(**more: str) -> dict[str, str]:
