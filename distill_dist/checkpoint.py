@@ -21,6 +21,7 @@ from distill_dist.errors import UserError
 
 FORMAT = 1
 MARKER = "COMPLETE"
+_FILES = {"tensors.safetensors", "progress.json"}
 _log = logging.getLogger(__name__)
 
 
@@ -33,18 +34,31 @@ class Checkpoint:
     progress: dict[str, Any]
 
 
-def save(root: Path, *, step: int, tensors: dict[str, Tensor], progress: dict[str, Any], keep: int) -> Path:
-    """Write the checkpoint of ``step`` below ``root`` and prune to the newest ``keep``. One process only."""
-    folder = root / f"step-{step:08d}"
+def save(
+    root: Path, *, step: int, previous: int, tensors: dict[str, Tensor], progress: dict[str, Any], keep: int
+) -> Path:
+    """Write the checkpoint of ``step`` below ``root`` and prune to the newest ``keep``. One process only.
+
+    ``previous``: the step that this run saved, or went on from, before; 0 if there is none. Whatever else is newer
+    than that was passed over as damaged: it goes, and counts nothing. Raises OSError, SafetensorError on a full disk.
+    """
+    folder = root / _name(step)
     root.mkdir(parents=True, exist_ok=True)
     with durable_folder(folder) as temporary:
         save_file(tensors, temporary / "tensors.safetensors")
         (temporary / "progress.json").write_text(json.dumps({"format": FORMAT, **progress}), encoding="utf-8")
         checksums = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
         (temporary / MARKER).write_text(json.dumps(checksums), encoding="utf-8")
-    for old in complete_folders(root)[:-keep]:
+    others = [other for other in complete_folders(root) if other != folder]
+    passed_over = [other for other in others if other.name > _name(previous)]
+    good = [other for other in others if other not in passed_over]
+    for old in passed_over + good[: max(0, len(good) + 1 - keep)]:
         shutil.rmtree(old)
     return folder
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def complete_folders(root: Path) -> list[Path]:
@@ -77,6 +91,8 @@ def newest(root: Path) -> Checkpoint | None:
 def _damage(folder: Path) -> str | None:
     try:
         checksums = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        if not isinstance(checksums, dict) or checksums.keys() != _FILES:
+            return f"{MARKER} does not list {' and '.join(sorted(_FILES))}"
         for name, checksum in checksums.items():
             if sha256_file(folder / name) != checksum:
                 return f"{name} does not match its checksum"

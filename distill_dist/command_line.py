@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -44,22 +45,38 @@ def launch(
     raises SystemExit, except for a bug in ``main``, whose exception goes through.
     """
     rank = os.environ.get("RANK") or "0"
+    # Read when torch is imported: its C++ parts warn on stderr of every socket that closes at the end of a run.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         args, config = _read(build_parser(description, flags), config_path, need, argv)
     except UserError as error:
         # every rank reads the same words: one message is enough
         _exit(EXIT_USER_ERROR, f"error: {error}" if rank == "0" else None)
+    except OSError as error:
+        _exit(EXIT_USER_ERROR, f"error: {_file_problem(error)}" if rank == "0" else None)
+    except KeyboardInterrupt:
+        _exit(EXIT_KEYBOARD, None)
     try:
         result = main(config, args)
     except UserError as error:
         _exit(EXIT_USER_ERROR, None if error.said else _label(f"error: {error}", rank))
     except Interrupted as error:
         _exit(EXIT_RESUMABLE, _label(f"stopped: {error}", rank))
+    except OSError as error:
+        _exit(EXIT_USER_ERROR, _label(f"error: {_file_problem(error)}", rank))
     except KeyboardInterrupt:
         _exit(EXIT_KEYBOARD, None)
     if result is not None and rank == "0":
         _print_json(result)
     _exit(0, None)
+
+
+def _file_problem(error: OSError) -> str:
+    """`FILE: reason`, the traceback into the log; an error that names no file is a bug, and goes on."""
+    if error.filename is None or isinstance(error, BrokenPipeError):
+        raise error
+    logging.getLogger("distill_dist").debug("a file failed", exc_info=error)
+    return f"{error.filename}: {error.strerror}"
 
 
 def _read(
@@ -110,13 +127,15 @@ def _label(message: str, rank: str) -> str:
 
 
 def _print_json(result: dict[str, Any]) -> None:
-    """One line; a reader that has gone (`| head`) is no error of ours."""
+    """One line; a reader that has gone (`| head`) is no error of ours, a full disk is the user's."""
     line = json.dumps(result, allow_nan=False)
     try:
         print(line, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         # Python's documentation of SIGPIPE: the interpreter may flush once more at exit; give it a place
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            _exit(EXIT_USER_ERROR, f"error: the result cannot be printed: standard output: {error.strerror}")
 
 
 def _exit(code: int, message: str | None) -> NoReturn:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 def sync_folder(folder: Path) -> None:
@@ -72,6 +75,34 @@ def recover_folder(path: Path) -> None:
     """Put back what a crash between the two moves of ``durable_folder`` left aside. One process only."""
     if not path.exists() and _moved_aside(path).exists():
         _moved_aside(path).replace(path)
+
+
+def recover_folders(root: Path, pattern: str) -> None:
+    """``recover_folder`` for every folder in ``root`` whose name matches the glob ``pattern``, present or not."""
+    for old in root.glob(f".{pattern}.old"):
+        recover_folder(root / old.name.removeprefix(".").removesuffix(".old"))
+
+
+def remove_stale(root: Path, pattern: str) -> None:
+    """Remove what dead processes of this host were writing: temporaries of names that match the glob ``pattern``."""
+    for temporary in root.glob(f".{pattern}.*.tmp"):
+        match = _TEMPORARY.fullmatch(temporary.name)
+        if match is None or _alive(int(match[1])):
+            continue
+        if temporary.is_dir() and not temporary.is_symlink():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
 
 
 def _moved_aside(path: Path) -> Path:

@@ -121,7 +121,10 @@ class Engine:
         self._engine.backward(loss_share * self._students, scale_wrt_gas=False)
 
     def step(self, learning_rate: float, *, measure_norm: bool = False) -> float | None:
-        """Clip, update, clear gradients. With ``measure_norm`` the gradient's norm before clipping; that syncs."""
+        """Clip, update, clear gradients. With ``measure_norm`` the gradient's norm before clipping; that syncs.
+
+        Raises UserError, on every student, where DeepSpeed left the update out because the gradient is not finite.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         norm = None
@@ -129,6 +132,11 @@ class Engine:
             # At ZeRO 0 in fp32 DeepSpeed clips without keeping the norm.
             norm = torch.nn.utils.get_total_norm([p.grad for _, p in self._trainable() if p.grad is not None])
         self._engine.step()
+        if not self._engine.was_step_applied():  # it says nothing, and our count of steps would go on
+            raise UserError(
+                "the gradient is not finite, and the update was left out: lower train.learning_rate, or take "
+                "train.precision=fp32. The last checkpoint is from before"
+            )
         if not measure_norm:
             return None
         return float(self._engine.get_global_grad_norm() if norm is None else norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from importlib.util import find_spec
@@ -35,7 +36,7 @@ def locate(path: str, *, what: str, weights: bool = True) -> str:
         return str(_package_folder(path, what))
     if not path:
         raise UserError(f"{what} is empty: give a folder, a hub name or {PACKAGE_PREFIX}PACKAGE/FOLDER")
-    if Path(path).is_dir():
+    if os.path.isdir(path):  # unlike Path's, False for a name that no file can have
         return path
     _require_hub_name(path, what)
     patterns = [*TOKENIZER_PATTERNS, *([WEIGHT_PATTERN] if weights else [])]
@@ -62,7 +63,7 @@ def locate_dataset(path: str, *, what: str) -> tuple[str, str]:
     """
     if not path:
         raise UserError(f"{what} is empty: give a folder or the hub name of a data set")
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         return path, ""
     _require_hub_name(path, what)
     reason = _hub_trouble()
@@ -92,7 +93,7 @@ def _package_folder(path: str, what: str) -> Path:
 
 
 def _require_hub_name(path: str, what: str) -> None:
-    if Path(path).exists():
+    if os.path.exists(path):
         raise UserError(f"{what} {path!r} is a file: give the folder it lies in")
     if not HUB_NAME.fullmatch(path):
         raise UserError(

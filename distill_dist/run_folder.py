@@ -6,13 +6,18 @@ logs/rank-00002.log                          one per process
 checkpoints/  tensorboard/  trace-*.jsonl    while it runs
 model/                                       the best epoch as a Hugging Face folder
 summary.json                                 the result
+.lock                                        host and process of the run that is under way
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import logging
 import os
 import platform
+import socket
 import subprocess
 import sys
 import time
@@ -22,10 +27,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distill_dist.durable import durable_folder, write_json
+from distill_dist.durable import durable_folder, recover_folders, remove_stale, sha256_file, write_json
 from distill_dist.errors import Interrupted, UserError
 
+BEST = "best_epoch.json"  # beside the weights
+_log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "webdataset", "omegaconf", "tensorboard")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunFolder:
@@ -43,6 +51,68 @@ class RunFolder:
         self.model = path / "model"
         self.summary = path / "summary.json"
 
+    def claim(self) -> None:
+        """Make the folder this process's own and tidy up what a crash left. Rank 0 only, before the others look.
+
+        Raises UserError where another run is under way in it, or where it holds a `model` that no run wrote.
+        """
+        try:
+            self._lock()
+            self._refuse_a_strangers_model()
+            self._tidy()
+        except OSError as error:
+            raise UserError(f"run_dir={self.path} cannot be used: {error}") from error
+
+    def _refuse_a_strangers_model(self) -> None:
+        if self.model.exists() and not self._is_ours():
+            raise UserError(
+                f"run_dir={self.path} holds a folder `model` that no run of ours wrote, and training would replace "
+                "it: choose another run_dir"
+            )
+
+    def _tidy(self) -> None:
+        recover_folders(self.path, "model")
+        recover_folders(self.checkpoints, "step-*")
+        for pattern in ("model", "*.json", "trace-*.jsonl"):
+            remove_stale(self.path, pattern)
+        remove_stale(self.checkpoints, "step-*")
+
+    def _lock(self) -> None:
+        """Hold `.lock` until this process ends, however it ends.
+
+        A POSIX record lock: a forked child does not inherit it, unlike flock's. Closing any descriptor of the file
+        would release it, so nobody else opens it.
+        """
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise UserError(
+                f"run_dir={self.path} is in use by another run ({holder}): wait for its end, or choose another run_dir"
+            ) from None
+        except OSError as error:
+            _log.warning(
+                "no lock on %s (%s): nothing keeps a second run out of it", self.path, error.strerror
+            )
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def _is_ours(self) -> bool:
+        """Whether a run began here before: it leaves its verdict and its configuration."""
+        try:
+            state = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+            if isinstance(state, dict) and "state" in state:
+                return True
+        except (OSError, ValueError):
+            pass
+        try:
+            text = (self.path / "config.yaml").read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return False
+        return any(line.startswith("run_dir:") for line in text.splitlines())
+
     def log_to_file(self, rank: int) -> None:
         """Everything that rank logs goes to its own file; warnings and worse to stderr as well."""
         handler = logging.FileHandler(self.path / "logs" / f"rank-{rank:05d}.log")
@@ -52,6 +122,7 @@ class RunFolder:
         console.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s"))
         for target in (handler, console):
             target.addFilter(lambda record: record.name.startswith("distill_dist") or record.levelno >= 30)
+        logging.raiseExceptions = False  # a full disk: one message of ours, not a traceback per record
         logging.basicConfig(level=logging.INFO, handlers=[handler, console], force=True)
 
     def describe(self, *, config_yaml: str, deepspeed_json: dict[str, Any]) -> None:
@@ -69,28 +140,60 @@ class RunFolder:
         """Write the verdict of what happens inside the block.
 
         ``writes`` for the rank that speaks; any other rank speaks only when it was interrupted, because the
-        first may be the one that died.
+        first may be the one that died. A full disk becomes Interrupted: it can be mended, and the run goes on.
         """
         if writes:
             self.set_state("running", process=os.getpid())
         try:
-            yield
-        except Interrupted as error:
-            self.set_state("stopped", resumable=True, reason=str(error))
+            with full_disk_interrupts():
+                yield
+        except (Interrupted, KeyboardInterrupt) as error:
+            self._say_if_possible("stopped", resumable=True, reason=str(error) or type(error).__name__)
             raise
         except BaseException as error:
             if writes:
-                self.set_state("failed", resumable=False, reason=f"{type(error).__name__}: {error}")
+                reason = f"{type(error).__name__}: {error}"
+                self._say_if_possible("failed", resumable=False, reason=reason)
             raise
         if writes:
             self.set_state("done")
 
-    def export(self, model: Any, weights: dict[str, Any], tokenizer_folder: Path) -> None:
-        """``weights`` in the shape of ``model`` and its tokenizer, as a Hugging Face folder, in one step."""
+    def _say_if_possible(self, state: str, **more: Any) -> None:
+        """``set_state``; where even that cannot be written, what ended the run stays the error that is seen."""
+        try:
+            self.set_state(state, **more)
+        except OSError as error:
+            _log.warning("the verdict `%s` cannot be written: %s", state, error)
+
+    def export(
+        self, model: Any, weights: dict[str, Any], tokenizer_folder: Path, *, best: dict[str, Any]
+    ) -> dict[str, Any]:
+        """``weights`` in the shape of ``model`` and its tokenizer, as a Hugging Face folder, in one step.
+
+        ``best`` ("step", "value") and the checksum of the weights stand in it as well, and are returned.
+        """
         with durable_folder(self.model) as temporary:
             model.save_pretrained(temporary, state_dict=weights)
             for file in tokenizer_folder.iterdir():
                 (temporary / file.name).write_bytes(file.read_bytes())
+            record = {**best, "sha256": sha256_file(temporary / "model.safetensors")}
+            write_json(temporary / BEST, record)
+        return record
+
+
+@contextmanager
+def full_disk_interrupts() -> Iterator[None]:
+    """Turn what a full disk raises inside the block into Interrupted, which says what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        where = f" to {error.filename}" if error.filename else ""
+        raise Interrupted(
+            f"nothing more can be written{where}: {error.strerror}. Make room; the same command goes on from the "
+            "last checkpoint"
+        ) from error
 
 
 def versions() -> dict[str, str]:

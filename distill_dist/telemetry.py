@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from distill_dist.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -85,7 +89,7 @@ class Telemetry:
     ) -> dict[str, float]:
         """Means since the last call, over all students; a collective and a sync. ``waited_s`` so far, this student.
 
-        Raises UserError when the loss is not finite or a gradient had no direction.
+        Raises UserError when the loss or the gradient is not finite or a gradient had no direction.
         """
         if self._sequences == 0:
             return {}
@@ -100,7 +104,7 @@ class Telemetry:
             f"loss/{term}": value / (self._tokens if term == "gradient_embedding" else self._sequences)
             for term, value in zip(self._terms, sums, strict=True)
         }
-        self._check(step, means, zero_rows)
+        self._check(step, means, zero_rows, gradient_norm)
         scalars = {
             **means,
             "train/learning_rate": learning_rate,
@@ -130,10 +134,13 @@ class Telemetry:
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flush everything. A full disk is only a warning: what ends the run must not be hidden by it."""
         self._bar.close()
         if self._writer is not None:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except OSError as error:
+                _log.warning("TensorBoard's file is not complete: %s", error)
 
     def _add_totals(self, real: float, computed: float, waited: float, elapsed: float) -> None:
         self.totals.sequences += self._sequences
@@ -142,14 +149,21 @@ class Telemetry:
         self.totals.waited_s += waited
         self.totals.elapsed_s += elapsed
 
-    def _check(self, step: int, means: dict[str, float], zero_rows: float) -> None:
+    def _check(
+        self, step: int, means: dict[str, float], zero_rows: float, gradient_norm: float | None
+    ) -> None:
         if zero_rows:
             raise UserError(
                 f"{zero_rows:.0f} tokens or sequences before step {step} had a zero gradient, which has no direction "
                 "to align: the model's output does not depend on them (or bf16 underflowed; try train.precision=fp32)"
             )
-        if not all(value - value == 0 for value in means.values()):
+        if not all(map(math.isfinite, means.values())):
             raise UserError(
                 f"the loss is not finite before step {step} ({means}); lower train.learning_rate, or set "
                 "train.clip_norm. The last checkpoint is from before"
+            )
+        if gradient_norm is not None and not math.isfinite(gradient_norm):
+            raise UserError(
+                f"the gradient's norm is {gradient_norm} at step {step}; lower train.learning_rate, or take "
+                "train.precision=fp32. The last checkpoint is from before"
             )

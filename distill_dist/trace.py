@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from distill_dist.durable import write_durable
+from distill_dist.errors import UserError
 from distill_dist.objectives.objective import LossTerms
 from distill_dist.records import Step
 
@@ -17,8 +18,13 @@ class Trace:
     """
 
     def __init__(self, path: Path, *, first_step: int) -> None:
-        """Keep the lines before ``first_step`` and append."""
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < first_step]
+        """Keep the lines before ``first_step`` and append. Raises UserError where the file is not a trace."""
+        try:
+            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < first_step]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path} is not the trace of a run ({error}): move it away, or set train.trace=false"
+            ) from error
         text = "".join(line + "\n" for line in kept)
         write_durable(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         self._path = path

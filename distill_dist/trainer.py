@@ -40,6 +40,7 @@ class Trainer:
     waited_s: Callable[[], float]
     save: Callable[[int], None]
     end_epoch: Callable[[int], None]
+    teacher_names: tuple[str, ...]
     committed: Callable[[Step, list[LossTerms]], None] | None
     seed: int
     steps_per_epoch: int
@@ -82,7 +83,7 @@ class Trainer:
             raise failed or _failed_elsewhere()
         if agreed == _STOP:
             raise Interrupted(f"stopped by a signal after step {done}; the same command goes on from there")
-        reason = str(lost) if lost else f"a sibling lost teacher {agreed - _LOST}"
+        reason = str(lost) if lost else f"a sibling lost {self.teacher_names[agreed - _LOST]}"
         raise Interrupted(f"stopped after step {done}: {reason}; the same command goes on from there")
 
     def _take(self, step: Step, signals: tuple[TeacherSignal | None, ...]) -> None:

@@ -49,13 +49,16 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     student = args.student or (str(args.run / "model") if args.run else "")
     if not student:
         raise UserError("nothing to score: give --run DIR or --student FOLDER")
+    teacher = args.teacher or config.teacher.path
+    if args.saliency and not teacher:
+        raise UserError("--saliency compares with a teacher: give --teacher FOLDER")
     # Only now: a wrong key answers at once, torch takes seconds.
     from distill_dist.assemble.score import score
 
     return score(
         config,
         student=student,
-        teacher=args.teacher or config.teacher.path,
+        teacher=teacher,
         split=args.split,
         saliency=args.saliency,
     )

@@ -12,16 +12,18 @@ from typing import Any
 
 from distill_dist.command_line import launch
 from distill_dist.config.schema import RunConfig
+from distill_dist.stop_signal import StopSignal
 
 
 def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any] | None:
     """The run's summary on student 0, None on the other ranks."""
     if config.cluster.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported
+    stop = StopSignal()  # before the imports: a launcher may change its mind while they run
     # Only now: a wrong key answers at once, torch and DeepSpeed take seconds.
     from distill_dist.assemble.run import run
 
-    return run(config)
+    return run(config, stop)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_dist import checkpoint
+from distill_dist.assemble.best_model import check_best
 from distill_dist.assemble.models import (
     build_objective,
     build_student,
@@ -21,7 +22,6 @@ from distill_dist.config.schema import RunConfig
 from distill_dist.data.loader import evaluation_batches
 from distill_dist.data.manifest import Manifest, load_manifest, manifest_hash
 from distill_dist.data.shards import PreparedSplit, open_split
-from distill_dist.durable import recover_folder
 from distill_dist.errors import UserError
 from distill_dist.models.encoder import EncoderParts
 from distill_dist.objectives.objective import Objective
@@ -42,13 +42,12 @@ class Loaded:
     objective: Objective
     identity: dict[str, Any]
     resumed: checkpoint.Checkpoint | None
+    best: dict[str, Any] | None  # see best_model.py
     deepspeed_json: dict[str, Any]
 
 
 def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
     """Read models, data and the newest checkpoint. Raises UserError for whatever does not fit together."""
-    if place.student == 0:
-        recover_folder(folder.model)
     prepared = Path(config.data.prepared)
     manifest = load_manifest(prepared)
     check_prepared(config, manifest)
@@ -59,6 +58,7 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
         if not place.roles.teachers:
             local_teacher = build_teacher(config, manifest, place.device)
     identity = run_identity(config, manifest_hash(manifest))
+    resumed = _find_checkpoint(config, folder, identity)
     return Loaded(
         manifest=manifest,
         train=open_split(prepared, "train"),
@@ -68,7 +68,8 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
         local_teacher=local_teacher,
         objective=build_objective(config, student, shape),
         identity=identity,
-        resumed=_find_checkpoint(config, folder, identity),
+        resumed=resumed,
+        best=None if resumed is None else _best(config, folder, resumed),
         deepspeed_json=load_deepspeed_json(Path(config.deepspeed_config)),
     )
 
@@ -98,4 +99,13 @@ def _find_checkpoint(
     found = checkpoint.newest(folder.checkpoints)
     if found is not None:
         check_identity(found.progress["identity"], identity, checkpoint=str(found.folder))
+        if 0 < config.train.max_steps < found.progress["step"]:
+            raise UserError(
+                f"train.max_steps={config.train.max_steps}, but {folder.path} is already at step "
+                f"{found.progress['step']}: take a larger one, or another run_dir"
+            )
     return found
+
+
+def _best(config: RunConfig, folder: RunFolder, resumed: checkpoint.Checkpoint) -> dict[str, Any] | None:
+    return check_best(resumed.progress, folder.model, max_steps=config.train.max_steps)

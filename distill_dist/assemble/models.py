@@ -13,7 +13,14 @@ from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import Manifest
 from distill_dist.errors import UserError
 from distill_dist.hub import locate
-from distill_dist.models.build import load_teacher, random_student, set_attention, set_dropout, student_from
+from distill_dist.models.build import (
+    load_teacher,
+    naming_the_folder,
+    random_student,
+    set_attention,
+    set_dropout,
+    student_from,
+)
 from distill_dist.models.encoder import EncoderParts, encoder_parts
 from distill_dist.models.layer_map import matched_layers
 from distill_dist.objectives.objective import METHODS, Objective
@@ -63,7 +70,7 @@ def build_student(config: RunConfig, manifest: Manifest) -> EncoderParts:
             pad_token_id=manifest.pad_token_id,
             labels=manifest.labels,
         )
-    _check_vocabulary(model.config, manifest, what="student.path", value=student.path)
+    check_vocabulary(model.config, manifest, what="student.path", value=student.path)
     assert student.dropout is not None
     assert student.freeze_embeddings is not None
     set_dropout(model, student.dropout)
@@ -79,7 +86,7 @@ def build_teacher(config: RunConfig, manifest: Manifest, device: torch.device) -
     folder = locate(config.teacher.path, what="teacher.path")
     check_tokenizer(folder, Path(config.data.prepared), what="teacher.path")
     model = load_teacher(folder, labels=manifest.labels, attention="eager")
-    _check_vocabulary(model.config, manifest, what="teacher.path", value=config.teacher.path)
+    check_vocabulary(model.config, manifest, what="teacher.path", value=config.teacher.path)
     return encoder_parts(model.to(device))
 
 
@@ -87,11 +94,9 @@ def teacher_shape(config: RunConfig) -> TeacherShape:
     """Depth and width of the teacher, from its configuration file alone."""
     folder = locate(config.teacher.path, what="teacher.path")
     check_tokenizer(folder, Path(config.data.prepared), what="teacher.path")
-    try:
+    with naming_the_folder(folder, "model"):
         found = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"teacher.path {config.teacher.path!r}: {str(error).splitlines()[0]}") from error
-    return TeacherShape(found.num_hidden_layers, found.hidden_size)
+        return TeacherShape(found.num_hidden_layers, found.hidden_size)
 
 
 def build_objective(config: RunConfig, student: EncoderParts, teacher: TeacherShape | None) -> Objective:
@@ -132,7 +137,8 @@ def build_objective(config: RunConfig, student: EncoderParts, teacher: TeacherSh
     )
 
 
-def _check_vocabulary(model_config: Any, manifest: Manifest, *, what: str, value: str) -> None:
+def check_vocabulary(model_config: Any, manifest: Manifest, *, what: str, value: str) -> None:
+    """Raises UserError when the model embeds fewer tokens or positions than the prepared data has."""
     if model_config.vocab_size < manifest.vocab_size:
         raise UserError(
             f"{what}={value!r} embeds {model_config.vocab_size} tokens, the prepared data has ids up to "
@@ -153,7 +159,8 @@ def check_tokenizer(folder: str, prepared: Path, *, what: str) -> None:
     """
     if not (Path(folder) / "tokenizer.json").exists():
         return
-    theirs = AutoTokenizer.from_pretrained(folder).get_vocab()
+    with naming_the_folder(folder, "tokenizer"):
+        theirs = AutoTokenizer.from_pretrained(folder).get_vocab()
     if theirs != AutoTokenizer.from_pretrained(prepared / "tokenizer").get_vocab():
         raise UserError(
             f"{what}={folder!r} has another vocabulary than data.prepared={str(prepared)!r}: token ids would mean "

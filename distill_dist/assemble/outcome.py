@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from distill_dist import checkpoint
@@ -19,12 +21,14 @@ from distill_dist.comm.students import StudentGroup
 from distill_dist.config.schema import RunConfig
 from distill_dist.durable import write_json
 from distill_dist.engine import Engine
+from distill_dist.errors import Interrupted
 from distill_dist.evaluation.split import SplitScorer, loyalty
 from distill_dist.run_folder import RunFolder, versions
 from distill_dist.teacher.client import LocalTeacher, Teacher
 from distill_dist.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 SIGNAL, ROUTE = "own_max", "double_backward"
 
 
@@ -42,21 +46,27 @@ class Outcome:
     folder: RunFolder
     tokenizer: Path
     identity: dict[str, Any]
-    best: dict[str, Any] | None  # {"step", "value"} of the best epoch so far
+    best: (
+        dict[str, Any] | None
+    )  # {"step", "value"} of the best epoch so far; on student 0 "sha256" of its weights
+    saved_step: int  # of the newest checkpoint, which this run wrote or goes on from; 0: none
     _teacher_logits: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def save(self, step: int) -> None:
-        """Checkpoint after ``step`` finished steps."""
-        tensors = self.engine.state_dict()
-        if self.group.rank == 0:
-            checkpoint.save(
-                self.folder.checkpoints,
-                step=step,
-                tensors=tensors,
-                progress={"step": step, "best": self.best, "identity": self.identity},
-                keep=self.config.train.keep_last,
-            )
-        self.group.agree(0)  # nobody goes on, or exits, before the checkpoint is there
+        """Checkpoint after ``step`` finished steps, unless it is there. Raises Interrupted on a full disk."""
+        if step == self.saved_step:
+            return  # a stop right after an epoch's end
+        write = functools.partial(
+            checkpoint.save,
+            self.folder.checkpoints,
+            step=step,
+            previous=self.saved_step,
+            tensors=self.engine.state_dict(),
+            progress={"step": step, "best": self.best, "identity": self.identity},
+            keep=self.config.train.keep_last,
+        )
+        self._write(write, self.folder.checkpoints)
+        self.saved_step = step
 
     def end_epoch(self, step: int) -> None:
         """Score every split; export the model where dev is the best so far."""
@@ -67,11 +77,11 @@ class Outcome:
         value = found["dev"][self._criterion("dev")]
         _log.info("step %d: dev %s", step, {key: round(score, 4) for key, score in found["dev"].items()})
         if self.best is None or value > self.best["value"]:
-            self.best = {"step": step, "value": value}
-            weights = self.engine.weights()
-            if self.group.rank == 0:
-                self.folder.export(self.engine.module, weights, self.tokenizer)
-        self.group.agree(0)
+            best = {"step": step, "value": value}
+            export = functools.partial(
+                self.folder.export, self.engine.module, self.engine.weights(), self.tokenizer, best=best
+            )
+            self.best = self._write(export, self.folder.model) or best
 
     def summary(self, steps: int) -> dict[str, Any]:
         """The result of the run, measured on the best epoch's model; written to summary.json."""
@@ -103,10 +113,26 @@ class Outcome:
             "alignment": self._alignment(),
             "versions": versions(),
         }
-        if self.group.rank == 0:
-            write_json(self.folder.summary, found)
-        self.group.agree(0)
+        self._write(functools.partial(write_json, self.folder.summary, found), self.folder.summary)
         return found
+
+    def _write(self, write: Callable[[], _T], path: Path) -> _T | None:
+        """What ``write()`` returns on student 0, None on the others; nobody goes on, or exits, before it is done.
+
+        Raises Interrupted, on all students, where ``path`` could not be written.
+        """
+        written, failed = None, None
+        if self.group.rank == 0:
+            try:
+                written = write()
+            except (OSError, SafetensorError) as error:
+                failed = error
+        if self.group.agree(int(failed is not None)):
+            reason = "see student 0" if failed is None else getattr(failed, "strerror", None) or str(failed)
+            raise Interrupted(
+                f"{path} cannot be written ({reason}): make room; the same command goes on from the last checkpoint"
+            ) from failed
+        return written
 
     def _score(self, split: str) -> dict[str, float]:
         scorer = self.scorers[split]

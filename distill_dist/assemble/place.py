@@ -11,6 +11,7 @@ import torch
 from distill_dist.comm.environment import LaunchEnvironment
 from distill_dist.comm.rendezvous import Store, await_ready, report_failure
 from distill_dist.comm.roles import Roles
+from distill_dist.comm.rpc_world import RpcWorld
 from distill_dist.errors import UserError
 
 
@@ -46,6 +47,16 @@ class Place:
         """RPC names of the teachers."""
         return tuple(self.rpc_names[rank] for rank in self.roles.teachers)
 
+    def join_rpc(self, *, timeout_s: float) -> RpcWorld:
+        """Enter the RPC world that students and teachers share; waits at most ``timeout_s`` for the others."""
+        return RpcWorld(
+            self.store,
+            rank=self.rank,
+            names=self.rpc_names,
+            address=self.launch.master_address,
+            timeout_s=timeout_s,
+        )
+
     @contextmanager
     def loading(self, *, timeout_s: float) -> Iterator[None]:
         """What can fail on one rank alone happens inside: the block ends for all ranks, or fails for all."""
@@ -53,5 +64,8 @@ class Place:
             yield
         except UserError as error:
             report_failure(self.store, self.rank, error)
+            raise
+        except BaseException as error:  # a bug, or memory: this rank shows its traceback, the others end soon
+            report_failure(self.store, self.rank, UserError(f"{type(error).__name__}: {error}"))
             raise
         await_ready(self.store, self.launch, timeout_s=timeout_s)

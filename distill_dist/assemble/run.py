@@ -9,19 +9,21 @@ from typing import Any
 import torch
 import transformers
 
+from distill_dist.assemble.device import pick_device
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.student_rank import train_student
 from distill_dist.assemble.teacher_rank import serve_teacher
 from distill_dist.comm.environment import read_environment
-from distill_dist.comm.rendezvous import connect_store
+from distill_dist.comm.rendezvous import connect_store, report_failure
 from distill_dist.comm.roles import assign_roles
 from distill_dist.config.schema import RunConfig
+from distill_dist.errors import UserError
 from distill_dist.run_folder import RunFolder
 from distill_dist.stop_signal import StopSignal
 
 
-def run(config: RunConfig) -> dict[str, Any] | None:
-    """Train or teach until the run is done: the summary on student 0, None elsewhere.
+def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
+    """Train or teach until the run is done, or until ``stop``: the summary on student 0, None elsewhere.
 
     Raises UserError, Interrupted.
     """
@@ -36,24 +38,18 @@ def run(config: RunConfig) -> dict[str, Any] | None:
     folder.log_to_file(launch.rank)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    stop = StopSignal()
-    place = Place(
-        launch=launch,
-        roles=roles,
-        store=connect_store(launch, timeout_s=config.cluster.rendezvous_s),
-        device=_device(config.cluster.device, launch.local_rank),
-    )
+    try:
+        if launch.rank == 0:
+            folder.claim()  # no other rank looks into the folder before it has met rank 0
+        device = pick_device(config.cluster.device, launch.local_rank)
+    except UserError as error:
+        report_failure(connect_store(launch, timeout_s=config.cluster.rendezvous_s), launch.rank, error)
+        raise
+    store = connect_store(launch, timeout_s=config.cluster.rendezvous_s)
+    place = Place(launch=launch, roles=roles, store=store, device=device)
     if place.device.type == "cpu":
         torch.set_num_threads(config.cluster.threads or max(1, (os.cpu_count() or 1) // launch.local_size))
     if roles.is_teacher(launch.rank):
         serve_teacher(config, place, stop)
         return None
     return train_student(config, place, stop, folder)
-
-
-def _device(name: str, local_rank: int) -> torch.device:
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor
 
-from distill_dist.assemble.models import check_tokenizer
+from distill_dist.assemble.device import pick_device
+from distill_dist.assemble.models import check_tokenizer, check_vocabulary
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.loader import evaluation_batches
 from distill_dist.data.manifest import load_manifest
@@ -31,15 +31,14 @@ def score(config: RunConfig, *, student: str, teacher: str, split: str, saliency
     prepared = Path(config.data.prepared)
     manifest = load_manifest(prepared)
     rows = open_split(prepared, split)
-    use_cuda = config.cluster.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if use_cuda else "cpu")
+    device = pick_device(config.cluster.device, 0)
 
     def load(path: str, what: str) -> LocalTeacher:
         folder = locate(path, what=what)
         check_tokenizer(folder, prepared, what=what)
-        return LocalTeacher(
-            encoder_parts(load_teacher(folder, labels=manifest.labels, attention="eager").to(device)), device
-        )
+        model = load_teacher(folder, labels=manifest.labels, attention="eager", what=f"the {what}")
+        check_vocabulary(model.config, manifest, what=what, value=path)
+        return LocalTeacher(encoder_parts(model.to(device)), device)
 
     def alone(tensor: Tensor) -> Tensor:
         return tensor

@@ -85,13 +85,7 @@ def _meet_teacher(config: RunConfig, place: Place, loaded: Loaded) -> tuple[Teac
         return LocalTeacher(loaded.local_teacher, place.device), None
     if not place.roles.teachers:
         return None, None
-    world = RpcWorld(
-        place.store,
-        rank=place.rank,
-        names=place.rpc_names,
-        address=place.launch.master_address,
-        timeout_s=config.cluster.rendezvous_s,
-    )
+    world = place.join_rpc(timeout_s=config.cluster.rendezvous_s)
     teacher = RemoteTeacher(
         world,
         place.teacher_names,
@@ -142,6 +136,7 @@ def _train(
         waited_s=lambda: 0.0 if teacher is None else teacher.waited_s,
         save=outcome.save,
         end_epoch=outcome.end_epoch,
+        teacher_names=place.teacher_names,
         committed=_trace(config, folder, group, start),
         seed=config.seed,
         steps_per_epoch=loader.steps_per_epoch,
@@ -210,7 +205,8 @@ def _outcome(
         folder=folder,
         tokenizer=loaded.tokenizer,
         identity=loaded.identity,
-        best=None if loaded.resumed is None else loaded.resumed.progress["best"],
+        best=loaded.best,
+        saved_step=0 if loaded.resumed is None else int(loaded.resumed.progress["step"]),
     )
 
 

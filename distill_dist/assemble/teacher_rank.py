@@ -10,7 +10,6 @@ from pathlib import Path
 from distill_dist.assemble.models import build_teacher
 from distill_dist.assemble.place import Place
 from distill_dist.comm.environment import pin_interface
-from distill_dist.comm.rpc_world import RpcWorld
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import load_manifest
 from distill_dist.errors import Interrupted
@@ -44,15 +43,15 @@ def serve_teacher(config: RunConfig, place: Place, stop: StopSignal) -> None:
     )
     open_host(host)
     pin_interface(os.environ, place.launch.master_address)
-    world = RpcWorld(
-        place.store,
-        rank=place.rank,
-        names=place.rpc_names,
-        address=place.launch.master_address,
-        timeout_s=config.cluster.rendezvous_s,
-    )
+    world = place.join_rpc(timeout_s=config.cluster.rendezvous_s)
+    began = time.monotonic()
+
+    def should_stop() -> bool:
+        # A signal that came while models were loading does not shorten what the students need.
+        return stop.asked_for(STOP_GRACE_S) and time.monotonic() - began >= STOP_GRACE_S
+
     try:
-        if not host.serve(should_stop=lambda: stop.asked_for(STOP_GRACE_S)):
+        if not host.serve(should_stop=should_stop):
             when = "when its students stopped early" if host.dismissed else "before its students did"
             raise Interrupted(f"teacher {place.rank} left after {host.answered} answers, {when}")
         _log.info("taught %d micro-batches", host.answered)

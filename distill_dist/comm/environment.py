@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 import psutil
 
 from distill_dist.errors import UserError
+
+_REMEDY = "start with deepspeed, torchrun or srun"
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,30 @@ def read_environment(environment: MutableMapping[str, str]) -> LaunchEnvironment
     if "RANK" not in environment and "WORLD_SIZE" not in environment:
         return LaunchEnvironment(0, 1, 0, 1, "127.0.0.1", 0)
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in needed if name not in environment]
+    missing = [name for name in needed if not environment.get(name)]
     if missing:
-        raise UserError(f"the environment lacks {', '.join(missing)}; start with deepspeed, torchrun or srun")
-    world_size = int(environment["WORLD_SIZE"])
-    local_size = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or str(world_size)
+        raise UserError(f"the environment lacks {', '.join(missing)}; {_REMEDY}")
+    rank, world_size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
+    if rank >= world_size:
+        raise UserError(f"the environment has RANK={rank} in a world of WORLD_SIZE={world_size}; {_REMEDY}")
+    local_size = "LOCAL_WORLD_SIZE" if environment.get("LOCAL_WORLD_SIZE") else "LOCAL_SIZE"
     return LaunchEnvironment(
-        rank=int(environment["RANK"]),
+        rank=rank,
         world_size=world_size,
-        local_rank=int(environment.get("LOCAL_RANK", "0")),
-        local_size=int(local_size),
+        local_rank=_number(environment, "LOCAL_RANK", default=0),
+        local_size=_number(environment, local_size, default=world_size),
         master_address=environment["MASTER_ADDR"],
-        master_port=int(environment["MASTER_PORT"]),
+        master_port=_number(environment, "MASTER_PORT"),
         agent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
+
+
+def _number(environment: Mapping[str, str], name: str, *, default: int = 0) -> int:
+    """The variable as a number from 0; ``default`` where it is absent or empty."""
+    text = environment.get(name) or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise UserError(f"the environment has {name}={text!r}, which is no whole number; {_REMEDY}")
+    return int(text)
 
 
 def prepare_environment(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-import re
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +16,7 @@ from typing import Any, Literal
 from distill_dist.config.deepspeed_json import load_deepspeed_json
 from distill_dist.config.fields import value_at
 from distill_dist.config.schema import RunConfig
+from distill_dist.config.split_names import split_name_problem
 from distill_dist.errors import UserError
 
 Need = Literal["prepare", "train", "evaluate"]
@@ -45,10 +46,14 @@ class Range:
         return f"{low} to {'below ' if self.high_open else ''}{self.high}"
 
 
-_COUNT = Range(1)
-_COUNT_OR_NONE = Range(0)
+# Far above all use, and far below where a product of two leaves int64; a row's key has nine digits.
+_MOST = 10**9
+_COUNT = Range(1, _MOST)
+_COUNT_OR_NONE = Range(0, _MOST)
+_LAYERS = Range(1, 1000)
+_WIDTH = Range(1, 65536)
 _SHARE = Range(0, 1)
-_SECONDS = Range(0, low_open=True)
+_SECONDS = Range(0, 10**7, low_open=True)  # four months
 _SEED = Range(0, 2**32 - 1)  # numpy takes no larger one
 
 RANGES: dict[str, Range] = {
@@ -60,14 +65,14 @@ RANGES: dict[str, Range] = {
     "data.synthetic.max_steps": Range(1, 6),
     "data.synthetic.label_noise": _SHARE,
     "data.synthetic.seed": _SEED,
-    "student.shape.hidden_size": _COUNT,
-    "student.shape.num_hidden_layers": _COUNT,
-    "student.shape.num_attention_heads": _COUNT,
-    "student.shape.intermediate_size": _COUNT,
-    "student.shape.max_position_embeddings": Range(16),  # teacher/compute.py fills up to as many
+    "student.shape.hidden_size": _WIDTH,
+    "student.shape.num_hidden_layers": _LAYERS,
+    "student.shape.num_attention_heads": _WIDTH,
+    "student.shape.intermediate_size": Range(1, 4 * 65536),
+    "student.shape.max_position_embeddings": Range(16, 10**6),  # teacher/compute.py fills up to as many
     "student.shape.initializer_range": Range(0, low_open=True),
-    "student.layers": _COUNT,
-    "student.layer_list": _COUNT,
+    "student.layers": _LAYERS,
+    "student.layer_list": _LAYERS,
     "student.dropout": Range(0, 1, high_open=True),
     "teacher.prefetch": Range(1, 256),
     "teacher.deadline_s": _SECONDS,
@@ -76,8 +81,8 @@ RANGES: dict[str, Range] = {
     "weight.patience": Range(0),
     "weight.gradient": Range(0),
     "objective.temperature": Range(0, low_open=True),
-    "objective.teacher_layers": _COUNT,
-    "objective.student_layers": _COUNT,
+    "objective.teacher_layers": _LAYERS,
+    "objective.student_layers": _LAYERS,
     "batch.size": _COUNT,
     "batch.micro_tokens": _COUNT,
     "batch.length_window": _COUNT,
@@ -92,7 +97,7 @@ RANGES: dict[str, Range] = {
     "train.keep_last": _COUNT,
     "train.log_every": _COUNT,
     "cluster.teachers": _COUNT_OR_NONE,
-    "cluster.threads": _COUNT_OR_NONE,
+    "cluster.threads": Range(0, 4096),
     "cluster.rendezvous_s": _SECONDS,
     "cluster.collective_s": _SECONDS,
 }
@@ -153,8 +158,8 @@ def _data(config: RunConfig) -> Iterator[str]:
         if split not in data.splits:
             yield _problem(config, "data.splits", f"'{split}' is missing; train and dev are required")
     for split, place in data.splits.items():
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", split):
-            yield _problem(config, "data.splits", f"'{split}' must be letters, digits, _ and -")
+        if problem := split_name_problem(split):
+            yield _problem(config, "data.splits", problem)
         if not place:
             yield _problem(config, "data.splits", f"'{split}' names no file or split")
     yield from _columns(config)
@@ -166,6 +171,13 @@ def _columns(config: RunConfig) -> Iterator[str]:
         yield _problem(config, "data.text_columns", "one or two different columns")
     if len(set(data.labels)) < len(data.labels) or len(data.labels) == 1:
         yield _problem(config, "data.labels", "at least two different class names")
+    if data.label_column and data.label_column in data.text_columns:
+        yield _problem(config, "data.label_column", "is one of data.text_columns; name another column")
+    if any(label != label.strip() for label in data.labels):
+        yield _problem(config, "data.labels", "blanks around a name; labels of rows lose them")
+    if data.task == "qqp" and len(data.labels) not in (0, 2):
+        text = "data.task: qqp is scored by F1, which needs two; take custom for more"
+        yield _problem(config, "data.labels", text)
     if data.task == "custom" and data.source != "synthetic_nli":
         for key in ("data.text_columns", "data.label_column", "data.labels"):
             if not value_at(config, key):
@@ -261,8 +273,8 @@ def _batch(config: RunConfig) -> Iterator[str]:
 def _run(config: RunConfig) -> Iterator[str]:
     if not config.run_dir:
         yield _problem(config, "run_dir", "required: the folder of everything the run writes")
-    elif Path(config.run_dir) == Path(config.data.prepared):
-        yield _problem(config, "run_dir", "must not be data.prepared")
+    else:
+        yield from _run_dir(config)
     if config.teacher.lease_s <= config.teacher.deadline_s:
         deadline_s = config.teacher.deadline_s
         yield _problem(config, "teacher.lease_s", f"must be above teacher.deadline_s = {deadline_s}")
@@ -270,3 +282,18 @@ def _run(config: RunConfig) -> Iterator[str]:
         load_deepspeed_json(Path(config.deepspeed_config))
     except UserError as error:
         yield from str(error).splitlines()
+
+
+def _run_dir(config: RunConfig) -> Iterator[str]:
+    """The run writes nothing over its own input. Links are followed; a hub name is no folder."""
+    run_dir = Path(os.path.realpath(config.run_dir))
+    for key in ("teacher.path", "student.path"):
+        path = value_at(config, key)
+        if os.path.isdir(path) and Path(os.path.realpath(path)).is_relative_to(run_dir):
+            yield _problem(config, key, f"lies in run_dir = {config.run_dir!r}, which the run overwrites")
+    if not config.data.prepared:
+        return
+    prepared = Path(os.path.realpath(config.data.prepared))
+    if run_dir.is_relative_to(prepared) or prepared.is_relative_to(run_dir):
+        text = f"must not be data.prepared = {config.data.prepared!r}, nor lie in it, nor around it"
+        yield _problem(config, "run_dir", text)

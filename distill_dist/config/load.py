@@ -218,6 +218,10 @@ def _value_problem(field: SchemaField, value: Any) -> str | None:
         return "'???' is not a value"
     if any(isinstance(entry, (Mapping, list)) for entry in entries):
         return _type_problem(field, value)
+    if field.type in (int, float, tuple[int, ...]) and any(
+        isinstance(entry, str) and not entry.isascii() and "${" not in entry for entry in entries
+    ):
+        return _type_problem(field, value)  # int() would read digits of every script
     holds_text = field.allowed or field.type in (str, tuple[str, ...], dict[str, str])
     if holds_text and any(isinstance(entry, bool) for entry in entries):
         return "YAML reads yes, no, on, off, true and false as truth values; put the text in quotes"

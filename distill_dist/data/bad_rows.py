@@ -7,10 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TextIO
 
+from distill_dist.data.manifest import BAD_ROWS
 from distill_dist.data.rows import BadRow
 from distill_dist.errors import UserError
-
-BAD_ROWS = "bad_rows.jsonl"
 
 
 class BadRowLog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
 PREPARE_COMMAND = "python launcher/prepare.py --config FILE"
+BAD_ROWS = "bad_rows.jsonl"
 LENGTH_BUCKET = 8  # tokens per bar of the length histogram
+
+_OWN_KEYS = frozenset({"format", "splits", "request"})  # those of every version
+_SHARD_FILE = re.compile(r"shard-\d+\.(tar|index\.npz)")
+# No --replace: it would delete somebody's folder.
+_NOT_OURS = "name another folder in data.prepared, or remove this one yourself and prepare again"
 
 
 @dataclass(frozen=True)
@@ -64,22 +71,12 @@ def save_manifest(manifest: Manifest, prepared: Path) -> None:
 
 
 def load_manifest(prepared: Path) -> Manifest:
-    """The manifest of ``prepared``; UserError if it is absent, broken or of another format."""
+    """The manifest of ``prepared``; UserError if it is absent, unreadable, not ours or of another format."""
     path = prepared / MANIFEST
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
+    record = _read(prepared)
+    if record["format"] != FORMAT_VERSION:
         raise UserError(
-            f"data.prepared: no prepared data in {prepared}: run {PREPARE_COMMAND} first"
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f"{path} is broken ({error}): prepare again with {PREPARE_COMMAND} --replace"
-        ) from error
-    version = record.get("format") if isinstance(record, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format {version}, this version reads {FORMAT_VERSION}: "
+            f"{path} has format {record['format']}, this version reads {FORMAT_VERSION}: "
             f"prepare again with {PREPARE_COMMAND} --replace"
         )
     try:
@@ -90,11 +87,40 @@ def load_manifest(prepared: Path) -> Manifest:
         ) from error
 
 
+def list_strangers(prepared: Path) -> list[str]:
+    """What stands in ``prepared`` and is not of prepare's making, `train/notes.txt`; UserError as above."""
+    splits = _read(prepared)["splits"]
+    ours = {MANIFEST, BAD_ROWS, TOKENIZER_FOLDER, *splits}
+    strangers = [path for path in prepared.iterdir() if path.name not in ours]
+    for split in splits:
+        shards = (prepared / split).iterdir() if (prepared / split).is_dir() else ()
+        strangers += [path for path in shards if not _SHARD_FILE.fullmatch(path.name)]
+    return sorted(path.relative_to(prepared).as_posix() for path in strangers)
+
+
 def manifest_hash(manifest: Manifest) -> str:
     """sha256 of the rows themselves and their meaning: equal for equal shards, wherever they came from."""
     content = asdict(manifest)
     del content["request"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read(prepared: Path) -> dict[str, Any]:
+    """The file as JSON, of whatever version; UserError if prepare cannot have written it."""
+    path = prepared / MANIFEST
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"data.prepared: no prepared data in {prepared}: run {PREPARE_COMMAND} first"
+        ) from error
+    except OSError as error:
+        raise UserError(f"data.prepared: {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is broken ({error}): {_NOT_OURS}") from error
+    if not (isinstance(record, dict) and record.keys() >= _OWN_KEYS and isinstance(record["splits"], dict)):
+        raise UserError(f"{path} was not made by prepare: {_NOT_OURS}")
+    return record
 
 
 def _from_record(record: dict[str, Any]) -> Manifest:

@@ -22,6 +22,7 @@ from distill_dist.data.manifest import (
     TOKENIZER_FOLDER,
     Manifest,
     SplitEntry,
+    list_strangers,
     load_manifest,
     save_manifest,
 )
@@ -45,8 +46,19 @@ def prepare(config: DataConfig, *, progress: bool = True, replace: bool = False)
     """Writes `data.prepared` and returns its counts, as JSON. Does nothing if it already holds the same.
 
     ``progress`` draws bars on stderr; ``replace`` overwrites a folder that was prepared from something else.
-    Raises UserError for bad input (nothing is left behind), and for a folder that holds something else.
+    Raises UserError for bad input and for files that cannot be read or written (nothing is left behind), and
+    for a folder that holds something else.
     """
+    try:
+        return _prepare(config, progress=progress, replace=replace)
+    except BrokenPipeError:  # of stderr, not of a file
+        raise
+    except OSError as error:
+        place = error.filename or config.prepared
+        raise UserError(f"prepare failed at {place}: {error.strerror or error}") from error
+
+
+def _prepare(config: DataConfig, *, progress: bool, replace: bool) -> dict[str, Any]:
     started = time.monotonic()
     if not config.prepared:
         raise UserError("data.prepared is empty: name the folder to write")
@@ -60,6 +72,7 @@ def prepare(config: DataConfig, *, progress: bool = True, replace: bool = False)
     manifest = None if replace else _reusable(folder, request)
     reused = manifest is not None
     if manifest is None:
+        _refuse_strangers(folder)
         manifest = _build(folder, config, task, sources, tokenizer, request, progress)
     return _summary(config.prepared, manifest, reused=reused, seconds=time.monotonic() - started)
 
@@ -166,10 +179,22 @@ def _reusable(folder: Path, request: dict[str, Any]) -> Manifest | None:
 
 def _refuse_foreign(folder: Path) -> None:
     """UserError if ``folder`` is somebody else's: what stands there would be deleted."""
-    if not folder.exists() or (folder / MANIFEST).exists():
+    if not folder.exists():
         return
-    if not folder.is_dir() or any(folder.iterdir()):
+    if (folder / MANIFEST).exists():
+        list_strangers(folder)  # refuses a manifest that is somebody else's
+    elif not folder.is_dir() or any(folder.iterdir()):
         raise UserError(f"data.prepared {folder} exists and was not made by prepare: name another folder")
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """UserError if there is anything in ``folder``, which is about to be replaced, that is not prepare's."""
+    strangers = list_strangers(folder) if (folder / MANIFEST).exists() else []
+    if strangers:
+        raise UserError(
+            f"data.prepared {folder} would be replaced, but was not made by prepare alone; it holds "
+            f"{', '.join(strangers[:5])}: move that away, or name another folder"
+        )
 
 
 def _remove_leftovers(folder: Path) -> None:

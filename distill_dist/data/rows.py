@@ -81,8 +81,8 @@ def _check_label(value: Any, line: int, labels: tuple[str, ...]) -> int | BadRow
         return labels.index(name)
     if name in MISSING_LABELS:
         return BadRow(line, "missing label", f"the label is missing ({value!r})")
-    # ASCII, because int() also reads digits of other scripts
-    if name.isascii() and name.isdigit() and int(name) < len(labels):
+    # ASCII, because int() also reads digits of other scripts; and it refuses thousands of them
+    if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(labels):
         return int(name)
     known = ", ".join(f"{number} {label}" for number, label in enumerate(labels))
     return BadRow(line, "unknown label", f"unknown label {value!r:.60} (there are: {known})")

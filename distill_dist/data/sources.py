@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_dist.config.schema import DataConfig, SyntheticConfig
+from distill_dist.config.split_names import split_name_problem
 from distill_dist.data.rows import BadRow, RawRow
 from distill_dist.data.synthetic_nli import generate
 from distill_dist.data.tables import open_hub, open_parquet
@@ -24,7 +24,6 @@ from distill_dist.hub import locate_dataset
 
 Opened = tuple[int, Iterator[RawRow | BadRow]]
 TEXT_READERS = {"tsv": read_tsv, "csv": read_csv, "jsonl": read_jsonl}
-SPLIT_NAME = re.compile(r"[A-Za-z0-9_]+")
 FINGERPRINT_ROWS = 64  # generated rows that stand for the generator's version
 
 
@@ -45,8 +44,8 @@ def open_sources(config: DataConfig, task: Task) -> dict[str, Source]:
     if not config.splits:
         raise UserError("data.splits is empty: name at least one split")
     for split in config.splits:
-        if not SPLIT_NAME.fullmatch(split):
-            raise UserError(f"data.splits: {split!r} is no name for a split: use letters, digits and _")
+        if problem := split_name_problem(split):
+            raise UserError(f"data.splits: {problem}")
     if config.source == "synthetic_nli":
         return {split: _synthetic_source(config.synthetic, split) for split in config.splits}
     if config.source == "hub":

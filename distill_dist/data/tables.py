@@ -26,7 +26,7 @@ def open_parquet(path: Path, layouts: tuple[Layout, ...]) -> tuple[int, Iterator
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a parquet file: {error}") from error
     layout = require_layout(layouts, file.schema_arrow.names, str(path))
-    names = _class_names(file.schema_arrow, layout.label)
+    names = _class_names(file.schema_arrow, layout.label, path)
 
     def rows() -> Iterator[RawRow | BadRow]:
         line = 1
@@ -81,10 +81,24 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     return column.to_pylist()
 
 
-def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
-    """Class names that the `datasets` library left in a parquet file's metadata, if it wrote the file."""
+def _class_names(schema: pa.Schema, label: str, path: Path) -> list[str] | None:
+    """Class names that the `datasets` library left in a parquet file's metadata, if it wrote the file.
+
+    UserError if they cannot be read: without them the file's class numbers might be taken for ours.
+    """
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return None
-    feature = json.loads(text).get("info", {}).get("features", {}).get(label, {})
-    return feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    try:
+        feature = json.loads(text).get("info", {}).get("features", {}).get(label)
+        if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+            return None
+        names = feature["names"]
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise TypeError("names is no list of texts")
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: its metadata `huggingface`, which would name the classes, is not what the datasets "
+            f"library writes ({error!r}): write the file again without it"
+        ) from error
+    return names

@@ -73,14 +73,30 @@ def resolve_task(config: DataConfig) -> Task:
         known = Task((Layout(config.text_columns, config.label_column),), ())
     else:
         known = TASKS[config.task]
-    layouts = [
-        Layout(config.text_columns or layout.texts, config.label_column or layout.label)
-        for layout in known.layouts
-    ]
     labels = config.labels or known.labels
+    _check_labels(labels, known.metric)
+    return Task(_own_layouts(config, known.layouts), labels, known.metric)
+
+
+def _own_layouts(config: DataConfig, known: tuple[Layout, ...]) -> tuple[Layout, ...]:
+    """The layouts under the user's own names, without those in which the label is a text at once."""
+    layouts = [
+        Layout(config.text_columns or layout.texts, config.label_column or layout.label) for layout in known
+    ]
+    apart = [layout for layout in layouts if layout.label not in layout.texts]
+    if not apart:
+        raise UserError(f"data.label_column {layouts[0].label!r} is one of the text columns: name another")
+    return tuple(dict.fromkeys(apart))
+
+
+def _check_labels(labels: tuple[str, ...], metric: str) -> None:
+    shown = f"data.labels {list(labels)}"
     if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise UserError(f"data.labels {list(labels)}: at least two different class names are needed")
-    return Task(tuple(dict.fromkeys(layouts)), labels, known.metric)
+        raise UserError(f"{shown}: at least two different class names are needed")
+    if any(label != label.strip() for label in labels):
+        raise UserError(f"{shown}: a name has blanks around it, which labels of rows lose: take them away")
+    if metric == "f1" and len(labels) != 2:
+        raise UserError(f"{shown}: the task's metric is F1, which needs two; take data.task: custom for more")
 
 
 def choose_layout(layouts: tuple[Layout, ...], columns: Collection[str]) -> Layout | None:
@@ -95,12 +111,15 @@ def describe_missing(layouts: tuple[Layout, ...], columns: Collection[str]) -> s
 
 
 def require_layout(layouts: tuple[Layout, ...], columns: Collection[str], place: str) -> Layout:
-    """As :func:`choose_layout`; UserError naming ``place`` if there is none."""
+    """As :func:`choose_layout`; UserError naming ``place`` if there is none, or a column stands twice."""
     layout = choose_layout(layouts, columns)
     if layout is None:
         raise UserError(
             f"{place}: {describe_missing(layouts, columns)}. Set data.text_columns and data.label_column"
         )
+    doubled = [name for name in layout.columns if list(columns).count(name) > 1]
+    if doubled:
+        raise UserError(f"{place}: two columns are called {doubled[0]!r}: rename the one that is not meant")
     return layout
 
 

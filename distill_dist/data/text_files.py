@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from distill_dist.data.rows import BadRow, RawRow
 from distill_dist.data.tasks import Layout, choose_layout, describe_missing, require_layout
@@ -50,12 +51,25 @@ def read_csv(path: Path, layouts: tuple[Layout, ...]) -> Rows:
             try:
                 fields = next(reader, None)
             except csv.Error as error:
+                _refuse_open_quote(path, number, reader.line_num, error)
                 yield BadRow(number, "broken csv", f"not CSV: {error}")
                 continue
             if fields is None:
                 return
             if fields:
                 yield _row(fields, header, select, number)
+
+
+def _refuse_open_quote(path: Path, first: int, last: int, error: csv.Error) -> None:
+    """UserError if a stray quote has taken the lines ``first`` to ``last`` for one field.
+
+    Never one bad row: how many rows are lost in it nobody can tell.
+    """
+    if last > first or "unexpected end of data" in str(error):
+        raise UserError(
+            f"{path}:{first}: a quote opens in this row and is not closed well up to line {last} ({error}): "
+            "close it, or double it if it is text"
+        ) from error
 
 
 def read_jsonl(path: Path, layouts: tuple[Layout, ...]) -> Rows:
@@ -65,14 +79,27 @@ def read_jsonl(path: Path, layouts: tuple[Layout, ...]) -> Rows:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                record = _load_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 yield BadRow(number, "broken utf-8", f"the line is not UTF-8: {error}")
                 continue
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
                 yield BadRow(number, "broken json", f"not JSON: {error}")
                 continue
             yield _json_row(record, layouts, number)
+
+
+def _load_json(text: str) -> Any:
+    """As `json.loads`, but ValueError where it would let the last of equal keys win in silence."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return record
 
 
 def _json_row(record: object, layouts: tuple[Layout, ...], number: int) -> RawRow | BadRow:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ def load_classifier(path: str, *, attention: str) -> Any:
 
 
 def _from_pretrained(path: str, **options: Any) -> tuple[Any, set[str]]:
-    try:
+    with naming_the_folder(path, "model"):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path,
             dtype=torch.float32,
@@ -37,20 +39,37 @@ def _from_pretrained(path: str, **options: Any) -> tuple[Any, set[str]]:
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"no model could be loaded from {path!r}: {str(error).splitlines()[0]}") from error
     return model, set(report["missing_keys"])
 
 
-def load_teacher(path: str, *, labels: tuple[str, ...], attention: str) -> Any:
-    """A frozen teacher over exactly the classes ``labels``. Raises UserError when its classes differ."""
+@contextmanager
+def naming_the_folder(path: str, kind: str) -> Iterator[None]:
+    """Whatever fails while the ``kind`` (model, tokenizer) at ``path`` is read is a UserError that names it."""
+    try:
+        yield
+    except Exception as error:
+        # A damaged folder comes out of transformers as nearly anything: OSError, RuntimeError, KeyError, TypeError,
+        # ZeroDivisionError, and bare Exceptions of its Rust parts.
+        reason = (str(error) or "no reason given").splitlines()[0]
+        if "ignore_mismatched_sizes" in reason:
+            reason = "the weights do not have the shapes that its config.json says"
+        if not isinstance(error, OSError | ValueError | RuntimeError | SafetensorError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise UserError(f"no {kind} could be loaded from {path!r}: {reason}") from error
+
+
+def load_teacher(path: str, *, labels: tuple[str, ...], attention: str, what: str = "the teacher") -> Any:
+    """A frozen teacher over exactly the classes ``labels``. Raises UserError when its classes differ.
+
+    ``what`` is how messages call it.
+    """
     model = load_classifier(path, attention=attention)
     names = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
     generic = all(name == f"LABEL_{index}" for index, name in enumerate(names))
     if model.config.num_labels != len(labels) or (not generic and names != labels):
         raise UserError(
-            f"the teacher at {path!r} knows the classes {list(names)}, the data {list(labels)}; the order counts "
-            "too: give the teacher of this task, or data.labels in the teacher's order"
+            f"{what} at {path!r} knows the classes {list(names)}, the data {list(labels)}; the order counts "
+            "too: give a model of this task, or data.labels in its order"
         )
     return model.requires_grad_(False)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import Started, World, last_json, launch, running, start_ranks, state
+from tiny import RUN_LIMIT_S, Started, World, last_json, launch, running, start_ranks, state, wait_until
 
 from e2e.conftest import TRACED
 
@@ -124,6 +124,25 @@ def test_one_process_alone_and_then_again(world: World, tmp_path: Path):
     assert "train.learning_rate: 0.001 -> 0.002" in changed.stderr()
     assert "Traceback" not in changed.stderr()
     assert checkpoint_bytes(run_dir) == before
+
+
+def test_a_second_run_in_the_same_folder_is_refused(world: World, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    arguments = world.student(run_dir, "method=kd", "cluster.teachers=0", "train.epochs=50")
+    with running(start_ranks(arguments, size=1, logs=tmp_path / "logs-1")) as first:
+        wait_until(lambda: (run_dir / "state.json").exists(), what="the first run", timeout_s=RUN_LIMIT_S)
+        holder = first.processes[0].pid
+        with running(start_ranks(arguments, size=2, logs=tmp_path / "logs-2")) as second:
+            assert_one_message(second, f"run_dir={run_dir} is in use", f"process {holder} on ")
+        assert first.alive(), first.text()
+    # that the lock goes with the process is tested in test_run_folder.py
+
+
+def test_saliency_needs_a_teacher(world: World, tmp_path: Path):
+    arguments = ["--student", f"{world.teacher_run}/model", "--saliency", *world.data]
+    done = launch("evaluate.py", arguments, logs=tmp_path / "logs")
+    assert done.processes[0].returncode == 2, done.text()
+    assert done.stderr() == "error: --saliency compares with a teacher: give --teacher FOLDER\n"
 
 
 def checkpoint_bytes(run_dir: Path) -> dict[str, bytes]:

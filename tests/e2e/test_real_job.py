@@ -51,7 +51,13 @@ def test_gkd_cls_on_real_rows_with_a_real_encoder(tmp_path: Path, shared_data: P
     summary = run(
         [
             *[str(DEEPSPEED), "--num_gpus", "3", "--master_port", str(free_port()), "launcher/train.py"],
-            *[*config, *common, f"run_dir={student}", f"teacher.path={teacher / 'model'}", "train.max_steps=3"],
+            *[
+                *config,
+                *common,
+                f"run_dir={student}",
+                f"teacher.path={teacher / 'model'}",
+                "train.max_steps=3",
+            ],
         ],
         shared_data,
     )
@@ -67,4 +73,6 @@ def test_gkd_cls_on_real_rows_with_a_real_encoder(tmp_path: Path, shared_data: P
         safe_open(str(student / "model" / "model.safetensors"), "pt") as ours,
     ):
         assert (theirs.get_tensor(layer) != ours.get_tensor(layer)).any(), "the student did not learn"
-        assert (theirs.get_tensor(name) == ours.get_tensor(name)).all(), "the copied embeddings are not frozen"
+        assert (theirs.get_tensor(name) == ours.get_tensor(name)).all(), (
+            "the copied embeddings are not frozen"
+        )

@@ -12,9 +12,11 @@ from distill_dist import checkpoint
 from distill_dist.errors import UserError
 
 
-def save(root: Path, step: int, *, keep: int = 9, **progress: Any) -> Path:
+def save(root: Path, step: int, *, keep: int = 9, previous: int = 10**6, **progress: Any) -> Path:
     tensors = {"weights/a": torch.full((3, 2), float(step)), "step": torch.tensor(float(step))}
-    return checkpoint.save(root, step=step, tensors=tensors, progress={"step": step, **progress}, keep=keep)
+    return checkpoint.save(
+        root, step=step, previous=previous, tensors=tensors, progress={"step": step, **progress}, keep=keep
+    )
 
 
 def flip_a_byte(path: Path) -> None:
@@ -106,6 +108,32 @@ def test_a_half_written_folder_is_none(tmp_path: Path, monkeypatch: pytest.Monke
         save(tmp_path, 60)
     monkeypatch.undo()
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000020", "step-00000040"}
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.progress["step"] == 20
+
+
+def test_what_was_passed_over_goes_and_pushes_nothing_good_out(tmp_path: Path) -> None:
+    """Resumed from 20, because 40 and 60 are damaged; the next is written at 50."""
+    for step in (10, 20, 40, 60):
+        save(tmp_path, step)
+    for step in (40, 60):
+        flip_a_byte(tmp_path / f"step-{step:08d}" / "tensors.safetensors")
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.progress["step"] == 20
+    save(tmp_path, 50, previous=20, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020", "step-00000050"]
+    save(tmp_path, 70, previous=50, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000050", "step-00000070"]
+
+
+@pytest.mark.parametrize("marker", ["[]", "{}", '{"progress.json": "0"}', '"x"', "null"])
+def test_a_marker_that_lists_nothing_is_damage(tmp_path: Path, marker: str) -> None:
+    save(tmp_path, 20)
+    folder = save(tmp_path, 40)
+    (folder / checkpoint.MARKER).write_text(marker, encoding="utf-8")
+    (folder / "progress.json").unlink()
     found = checkpoint.newest(tmp_path)
     assert found is not None
     assert found.progress["step"] == 20

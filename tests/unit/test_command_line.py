@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from distill_dist import command_line
 from distill_dist.command_line import launch
 from distill_dist.config.describe import field_docs
 from distill_dist.config.schema import RunConfig
@@ -146,6 +149,46 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         launch(fail_with(ZeroDivisionError()), description="", argv=PREPARE, need="prepare")
 
 
+def test_a_file_that_fails_is_one_message_and_its_traceback_is_logged(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="distill_dist")
+    failed = PermissionError(errno.EACCES, "Permission denied", "some/file")
+    assert run(fail_with(failed), PREPARE) == 2
+    assert capsys.readouterr() == ("", "error: some/file: Permission denied\n")
+    assert caplog.records[0].exc_info is not None
+    assert caplog.records[0].exc_info[1] is failed
+    monkeypatch.setenv("RANK", "2")
+    assert run(fail_with(failed), PREPARE) == 2
+    assert capsys.readouterr().err == "[rank 2] error: some/file: Permission denied\n"
+    # what names no file, or is about a pipe, is a bug
+    for error in (OSError(errno.EBADF, "Bad"), BrokenPipeError(errno.EPIPE, "Broken pipe", "x")):
+        with pytest.raises(OSError, match=str(error.strerror)):
+            launch(fail_with(error), description="", argv=PREPARE, need="prepare")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(errno.EIO, "Input/output error", "c.yaml"), 2, "error: c.yaml: Input/output error\n"),
+    ],
+)
+def test_reading_the_configuration_ends_in_order_too(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    def fail(*args: object, **kwargs: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(command_line, "load_config", fail)
+    assert run(never, PREPARE) == code
+    assert capsys.readouterr() == ("", message)
+
+
 def test_help_lists_every_field_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(never, ["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -164,7 +207,7 @@ launch(main, description="", need="prepare")
 """
 
 
-def test_reading_the_command_line_imports_no_torch_and_a_closed_pipe_is_no_error() -> None:
+def test_reading_the_command_line_imports_no_torch_and_standard_output_may_fail() -> None:
     command = [sys.executable, "-c", SCRIPT, *PREPARE]
     whole = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(whole.stdout)["heavy"] == []
@@ -174,3 +217,8 @@ def test_reading_the_command_line_imports_no_torch_and_a_closed_pipe_is_no_error
         closed.stdout.close()  # long before it writes: the interpreter alone takes longer to start
         assert closed.stderr.read() == ""
         assert closed.wait(timeout=60) == 0
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: the result cannot be printed: standard output: ")
+    assert ended.stderr.count("\n") == 1

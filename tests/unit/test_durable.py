@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 from distill_dist.durable import (
     durable_folder,
     recover_folder,
+    recover_folders,
+    remove_stale,
     sha256_file,
     sync_folder,
     write_durable,
@@ -189,3 +193,29 @@ def test_recovering_leaves_a_whole_folder_alone(tmp_path: Path) -> None:
     (tmp_path / ".model.old").mkdir()
     recover_folder(folder)
     assert (folder / "weights").read_text() == "new"
+
+
+def test_every_folder_left_aside_comes_back(tmp_path: Path) -> None:
+    for name in (".step-1.old", ".step-2.old", "step-2", ".other.old"):
+        (tmp_path / name).mkdir()
+    recover_folders(tmp_path, "step-*")
+    assert names(tmp_path) == {"step-1", "step-2", ".step-2.old", ".other.old"}
+
+
+def test_only_what_dead_processes_were_writing_is_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".model.{dead.pid}.tmp").mkdir()
+    (tmp_path / f".model.{dead.pid}.tmp" / "half").write_text("", encoding="utf-8")
+    kept = {
+        f".model.{os.getpid()}.tmp",  # under way
+        f".theirs.{dead.pid}.tmp",  # not our name
+        ".model.notes.tmp",
+        "model",
+    }
+    for name in kept:
+        (tmp_path / name).mkdir()
+    (tmp_path / f".state.json.{dead.pid}.tmp").write_text("", encoding="utf-8")
+    remove_stale(tmp_path, "model")
+    remove_stale(tmp_path, "*.json")
+    assert names(tmp_path) == kept

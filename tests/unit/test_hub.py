@@ -171,3 +171,10 @@ def test_a_living_hub_names_the_commit_of_a_data_set():
 def test_a_living_hub_without_the_name(find):
     with pytest.raises(UserError, match=r"x.path 'some/nothing' .*the hub has nothing of that name"):
         find("some/nothing", what="x.path")
+
+
+@pytest.mark.parametrize("find", [hub.locate, hub.locate_dataset])
+def test_a_name_that_no_file_can_have_is_one_message(find, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"data.path 'xxx.* is no folder here"):
+        find("x" * 300, what="data.path")

@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_encoders import tiny_encoder
 
+from distill_dist.durable import sha256_file
 from distill_dist.errors import Interrupted, UserError
 from distill_dist.run_folder import RunFolder, versions
 
@@ -54,7 +61,6 @@ def test_stopped_in_good_order(folder: RunFolder) -> None:
     [
         (ValueError("no"), "ValueError: no"),
         (UserError("bad key"), "UserError: bad key"),
-        (KeyboardInterrupt(), "KeyboardInterrupt: "),
     ],
 )
 def test_failed(folder: RunFolder, error: BaseException, reason: str) -> None:
@@ -73,6 +79,103 @@ def test_another_rank_speaks_only_when_it_was_interrupted(folder: RunFolder) -> 
     with pytest.raises(Interrupted):
         run(folder, Interrupted("lost rank 0"), writes=False)
     assert state(folder)["state"] == "stopped"
+
+
+def test_ctrl_c_can_be_resumed(folder: RunFolder) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, KeyboardInterrupt())
+    assert state(folder) == {"state": "stopped", "resumable": True, "reason": "KeyboardInterrupt"}
+
+
+def test_a_full_disk_can_be_resumed(folder: RunFolder) -> None:
+    error = OSError(errno.ENOSPC, "No space left on device", "/somewhere/events")
+    with pytest.raises(Interrupted, match="nothing more can be written to /somewhere/events: No space left"):
+        run(folder, error)
+    assert (state(folder)["state"], state(folder)["resumable"]) == ("stopped", True)
+    with pytest.raises(FileNotFoundError):
+        run(folder, FileNotFoundError(errno.ENOENT, "No such file"))
+    assert state(folder)["state"] == "failed"
+
+
+def test_a_verdict_that_cannot_be_written_hides_nothing(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, value: Any) -> None:
+        if value["state"] != "running":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("distill_dist.run_folder.write_json", full)
+    with pytest.raises(Interrupted, match="why"), folder.verdict(writes=True):
+        raise Interrupted("why")
+    assert "No space left" in caplog.text
+
+
+def test_a_strangers_model_is_refused(folder: RunFolder) -> None:
+    folder.model.mkdir()
+    with pytest.raises(UserError, match=r"run_dir=.* holds a folder `model` that no run of ours wrote"):
+        folder.claim()
+    (folder.path / "config.yaml").write_text("name: theirs\n", encoding="utf-8")
+    with pytest.raises(UserError, match="no run of ours wrote"):
+        folder.claim()
+    folder.describe(config_yaml="run_dir: x\n", deepspeed_json={})
+    folder.claim()
+    (folder.path / "config.yaml").unlink()
+    folder.set_state("stopped")
+    folder.claim()
+
+
+def test_claiming_tidies_up(folder: RunFolder) -> None:
+    folder.set_state("running")
+    folder.checkpoints.mkdir()
+    dead = 2**22 + 1  # above the largest process id that Linux gives
+    left = (
+        folder.path / ".model.old",
+        folder.path / f".model.{dead}.tmp",
+        folder.checkpoints / ".step-00000020.old",
+        folder.checkpoints / f".step-00000040.{dead}.tmp",
+    )
+    for path in left:
+        path.mkdir()
+    state_json = folder.path / f".state.json.{dead}.tmp"
+    state_json.write_text("", encoding="utf-8")
+    folder.claim()
+    assert not any(path.exists() for path in (*left, state_json))
+    assert folder.model.is_dir()
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step-00000020"]
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from distill_dist.run_folder import RunFolder
+RunFolder(Path(sys.argv[1])).claim()
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_run_at_a_time_until_it_dies(folder: RunFolder) -> None:
+    """Killed, it leaves no lock, not even where a child of it lives on."""
+    command = [sys.executable, "-c", HOLDER, str(folder.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        child = int(holder.stdout.readline())
+        try:
+            with pytest.raises(
+                UserError, match=rf"in use by another run \(process {holder.pid} on {socket.gethostname()}\)"
+            ):
+                folder.claim()
+            holder.kill()
+            holder.wait()
+            os.kill(child, 0)
+            folder.claim()
+        finally:
+            holder.kill()
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path: Path) -> None:
@@ -102,11 +205,13 @@ def test_export_is_a_loadable_folder_with_the_given_weights(folder: RunFolder, t
     model = tiny_encoder(dtype=torch.float32)
     for factor in (1.0, 2.0):  # the second replaces the first
         weights = {name: factor * tensor.clone() for name, tensor in model.state_dict().items()}
-        folder.export(model, weights, tokenizer)
+        record = folder.export(model, weights, tokenizer, best={"step": 50, "value": factor})
     found = load_file(folder.model / "model.safetensors")
     assert torch.equal(found["classifier.weight"], 2 * model.classifier.weight)
     assert (folder.model / "tokenizer.json").read_text(encoding="utf-8") == "{}"
     assert (folder.model / "config.json").exists()
+    assert json.loads((folder.model / "best_epoch.json").read_text(encoding="utf-8")) == record
+    assert record == {"step": 50, "value": 2.0, "sha256": sha256_file(folder.model / "model.safetensors")}
     again = type(model).from_pretrained(folder.model)
     assert torch.equal(again.classifier.weight, 2 * model.classifier.weight)
 
@@ -115,12 +220,12 @@ def test_export_is_a_loadable_folder_with_the_given_weights(folder: RunFolder, t
 def quiet_logging() -> Iterator[None]:
     """``log_to_file`` takes over the root logger; give it back."""
     root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    handlers, level, raising = list(root.handlers), root.level, logging.raiseExceptions
     root.handlers = []
     yield
     for handler in root.handlers:
         handler.close()
-    root.handlers, root.level = handlers, level
+    root.handlers, root.level, logging.raiseExceptions = handlers, level, raising
 
 
 @pytest.mark.usefixtures("quiet_logging")

@@ -8,7 +8,7 @@ import pytest
 
 from distill_dist.stop_signal import StopSignal
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @pytest.fixture
@@ -42,3 +42,10 @@ def test_it_says_so(stop: StopSignal, caplog: pytest.LogCaptureFixture) -> None:
     os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGUSR1)
     assert caplog.messages == ["got SIGUSR1: stopping at the next step"]
+
+
+def test_a_second_ctrl_c_interrupts_as_usual(stop: StopSignal) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.asked()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)

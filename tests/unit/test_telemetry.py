@@ -208,3 +208,27 @@ def test_adding_waits_for_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     target.step_done(sequences=1, tokens=5)
     with pytest.raises(AssertionError, match="a host sync"):
         speak(target)
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_stops_the_run(tmp_path: Path, norm: float) -> None:
+    target = telemetry(tmp_path)
+    add(target, 1.0, 1.0, real=5, computed=5)
+    target.step_done(sequences=1, tokens=5)
+    with pytest.raises(UserError, match=r"the gradient's norm is (nan|inf) at step 7"):
+        target.speak(7, learning_rate=0.5, gradient_norm=norm, waited_s=0.0)
+
+
+def test_a_full_disk_at_the_end_does_not_hide_why_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = telemetry(tmp_path)
+    close = target._writer.close  # type: ignore[union-attr]
+
+    def full() -> None:
+        close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(target._writer, "close", full)
+    target.close()
+    assert "No space left" in caplog.text

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_encoders import ragged_batch, take_rows
 
+from distill_dist.errors import UserError
 from distill_dist.objectives.objective import LossTerms
 from distill_dist.records import BatchCounts, Step
 from distill_dist.trace import Trace
@@ -83,3 +84,12 @@ def test_steps_without_rows_of_this_rank(tmp_path: Path) -> None:
     filler = replace(filler, is_real_B=torch.zeros(1, dtype=torch.bool))
     Trace(path, first_step=0)(replace(step(0), batches=(filler,)), losses(0)[:1])
     assert lines(path)[0]["ids"] == [[]]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\n", b"{torn\n", b"[]\n", b"{}\n"])
+def test_what_is_no_trace_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"trace\.jsonl is not the trace of a run"):
+        Trace(path, first_step=1)
+    assert path.read_bytes() == content

@@ -94,3 +94,17 @@ def test_the_users_interface_wins() -> None:
         "NCCL_SOCKET_IFNAME": loopback(),
     }
     assert set(environment) == set(INTERFACES)
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_PORT"])
+@pytest.mark.parametrize("text", ["abc", "-1", "1.5", "\uff11", "9" * 5000])
+def test_what_is_no_number_is_refused_by_name(name: str, text: str) -> None:
+    with pytest.raises(UserError, match=f"{name}='{text[:5]}.*no whole number; start with"):
+        read_environment({**DEEPSPEED, name: text})
+
+
+def test_a_rank_outside_of_its_world_and_an_empty_one_are_refused() -> None:
+    with pytest.raises(UserError, match="RANK=8 in a world of WORLD_SIZE=8"):
+        read_environment({**DEEPSPEED, "RANK": "8"})
+    with pytest.raises(UserError, match="lacks RANK"):
+        read_environment({**DEEPSPEED, "RANK": ""})

@@ -101,16 +101,34 @@ def test_ends_of_a_range() -> None:
 BAD_PAIRS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
     ({"run_dir": ""}, "run_dir", "required", {}),
     ({"run_dir": "a/b", "data.prepared": "a/b/"}, "run_dir", "data.prepared", {"run_dir": "a/c"}),
+    ({"run_dir": "a/b/c", "data.prepared": "a/b"}, "run_dir", "data.prepared", {"run_dir": "a/bc"}),
+    ({"run_dir": "a", "data.prepared": "a/b"}, "run_dir", "around", {"data.prepared": "ab"}),
     ({"data.prepared": ""}, "data.prepared", "required", {}),
     ({"data.path": ""}, "data.path", "tsv", {"data.source": "synthetic_nli"}),
     ({"data.tokenizer": ""}, "data.tokenizer", "tsv", {"data.source": "synthetic_nli"}),
     ({"data.splits": {"train": "a"}}, "data.splits", "'dev'", {"data.splits": {"train": "a", "dev": "b"}}),
     ({"data.splits": {"dev": "a"}}, "data.splits", "'train'", {}),
     ({"data.splits": {"train": "a", "dev": "b", "../x": "c"}}, "data.splits", "'../x'", {}),
+    ({"data.splits": {"train": "a", "dev": "b", "tokenizer": "c"}}, "data.splits", "taken", {}),
+    (
+        {"data.splits": {"train": "a", "dev": "b", "-x": "c"}},
+        "data.splits",
+        "'-x'",
+        {"data.splits": {"train": "a", "dev": "b", "x-2": "c"}},
+    ),
+    ({"data.splits": {"train": "a", "dev": "b", "x" * 256: "c"}}, "data.splits", "at most 100", {}),
     ({"data.splits": {"train": "a", "dev": ""}}, "data.splits", "'dev' names no", {}),
     ({"data.text_columns": ("a", "b", "c")}, "data.text_columns", "two", {"data.text_columns": ("a", "b")}),
     ({"data.text_columns": ("a", "a")}, "data.text_columns", "different", {"data.text_columns": ("a",)}),
     ({"data.labels": ("a", "a")}, "data.labels", "different", {"data.labels": ("a", "b")}),
+    ({"data.labels": ("a", "b ")}, "data.labels", "blanks", {"data.labels": ("a", "b")}),
+    ({"data.task": "qqp", "data.labels": ("a", "b", "c")}, "data.labels", "F1", {"data.task": "sst2"}),
+    (
+        {"data.text_columns": ("a", "b"), "data.label_column": "b"},
+        "data.label_column",
+        "data.text_columns",
+        {"data.label_column": "c"},
+    ),
     ({"data.labels": ("a",)}, "data.labels", "two", {"data.labels": ()}),
     ({"data.task": "custom"}, "data.text_columns", "custom", {"data.task": "qqp"}),
     ({"data.task": "custom"}, "data.label_column", "custom", {"data.source": "synthetic_nli"}),
@@ -195,6 +213,41 @@ def test_bad_pair(values: dict[str, Any], key: str, word: str, mended: dict[str,
     assert any(word in line for line in found), problems(values)
     if mended:
         assert not [line for line in problems({**values, **mended}) if line.startswith(f"{key} = ")]
+
+
+@pytest.mark.parametrize("key", ["teacher.path", "student.path"])
+def test_a_run_does_not_overwrite_the_models_it_reads(tmp_path: Path, key: str) -> None:
+    model = tmp_path / "teacher" / "model"
+    model.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "teacher")
+    for run_dir in (model, tmp_path / "teacher", tmp_path / "link", tmp_path / "teacher" / ".." / "teacher"):
+        (line,) = problems({key: str(model), "run_dir": str(run_dir)})
+        assert line.startswith(f"{key} = ")
+        assert "run_dir" in line
+    for run_dir in (tmp_path / "student", model / "student", tmp_path / "teach"):
+        assert problems({key: str(model), "run_dir": str(run_dir)}) == []
+    # a hub name is no folder of ours, wherever the run goes
+    assert problems({key: "owner/model", "run_dir": "owner"}) == []
+
+
+def test_links_do_not_hide_that_the_run_goes_into_its_data(tmp_path: Path) -> None:
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "prepared")
+    data = {"data.prepared": str(tmp_path / "prepared")}
+    assert problems({**data, "run_dir": str(tmp_path / "other" / "x")}) == []
+    (line,) = problems({**data, "run_dir": str(tmp_path / "link" / "x")})
+    assert line.startswith("run_dir = ")
+
+
+def test_numbers_beyond_all_use_are_refused() -> None:
+    for key, number in (
+        ("cluster.threads", 10**6),
+        ("cluster.collective_s", 1e300),
+        ("student.shape.hidden_size", 10**12),
+        ("student.shape.num_hidden_layers", 10**6),
+        ("batch.size", 10**30),
+    ):
+        assert any(line.startswith(f"{key} = ") for line in problems({key: number})), key
 
 
 def test_prepare_and_evaluate_ask_for_less() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -46,11 +46,39 @@ def test_absent(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", '{"format": 1}', '{"format": 0}', "[]", '{"format": 1, "splits": 3}']
+    ("changes", "reason"),
+    [({"format": 0}, "has format 0, this version reads 1"), ({"splits": {"train": 3}}, "is broken")],
 )
-def test_broken_or_of_another_version(tmp_path, content):
+def test_broken_or_of_another_version_but_ours(manifest, tmp_path, changes, reason):
+    record = json.loads(json.dumps(asdict(manifest)))
+    (tmp_path / MANIFEST).write_text(json.dumps({**record, **changes}))
+    with pytest.raises(UserError, match=rf"manifest.json {reason}.*prepare again .*--replace"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"name": "my app"}',
+        '{"format": 1}',
+        '{"splits": {}, "request": {}}',
+        '{"format": 1, "splits": 3, "request": {}}',
+    ],
+    ids=range(7),
+)
+def test_a_manifest_of_somebody_else_is_not_to_be_replaced(tmp_path, content):
     (tmp_path / MANIFEST).write_text(content)
-    with pytest.raises(UserError, match=r"manifest.json .*prepare again"):
+    with pytest.raises(UserError, match=r"manifest.json .*name another folder") as caught:
+        load_manifest(tmp_path)
+    assert "--replace" not in str(caught.value)
+
+
+def test_a_manifest_that_cannot_be_read(tmp_path):
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(UserError, match=r"manifest.json: Is a directory"):
         load_manifest(tmp_path)
 
 

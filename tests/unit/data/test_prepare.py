@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -173,6 +174,59 @@ def test_a_folder_of_somebody_else_is_not_touched(config, out):
     run(config)  # an empty folder is nobody's
 
 
+@pytest.mark.parametrize("content", ['{"name": "my app", "icons": []}', "{"])
+def test_a_folder_with_a_manifest_of_somebody_else_is_not_touched(config, out, content):
+    out.mkdir(parents=True)
+    (out / MANIFEST).write_text(content)
+    for replace in (False, True):
+        with pytest.raises(UserError, match="name another folder"):
+            run(config, replace=replace)
+    assert (out / MANIFEST).read_text() == content
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "train/thesis.txt", "dev/notes/a"])
+def test_what_somebody_put_into_a_prepared_folder_is_not_replaced(config, out, name):
+    run(config)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("years of work")
+    assert run(config)["reused"] is True  # nothing is deleted
+    with pytest.raises(UserError, match=rf"it holds {name.removesuffix('/a')}: move that away"):
+        run(change(config, max_length=16), replace=True)
+    assert (out / name).exists()
+
+
+def test_a_prepared_folder_with_bad_rows_and_more_splits_can_be_replaced(config, out, tmp_path):
+    (tmp_path / "input" / "train.tsv").write_text(BAD)
+    run(change(config, on_bad_row="skip", splits={**config.splits, "dev-2": "dev.tsv"}))
+    (out / "dev" / "shard-000000.tar").unlink()
+    assert run(change(config, on_bad_row="skip"), replace=True)["rows"] == {"train": 2, "dev": 1}
+    assert not (out / "dev-2").exists()
+
+
+def test_files_that_cannot_be_read_or_written_are_one_message(config, out, tmp_path, monkeypatch):
+    below_a_file = tmp_path / "input" / "dev.tsv" / "p"
+    with pytest.raises(UserError, match=r"prepare failed at .*dev\.tsv.*: (Not a directory|File exists)"):
+        run(change(config, prepared=str(below_a_file)))
+    long = "x" * 256
+    for changes in ({"prepared": f"{tmp_path}/{long}"}, {"splits": {"train": long}}, {"path": long}):
+        with pytest.raises(UserError, match=r"prepare failed at .*xxx.*: File name too long"):
+            run(change(config, **changes))
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("distill_dist.data.sources.sha256_file", refused)
+    with pytest.raises(UserError, match=r"prepare failed at .*train\.tsv: Permission denied"):
+        run(config)
+    assert not out.exists()
+
+
+def test_a_label_of_thousands_of_digits_is_a_bad_row(config, tmp_path):
+    (tmp_path / "input" / "train.tsv").write_text(f"sentence\tlabel\nfilm\t{'1' * 5000}\n")
+    with pytest.raises(UserError, match=r"train\.tsv:2: unknown label"):
+        run(config)
+
+
 def test_what_a_killed_run_left_is_removed_and_what_a_living_one_writes_is_not(config, out):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -245,7 +299,8 @@ def test_a_file_that_is_not_there_is_named_with_those_there(config):
     [
         ({"prepared": ""}, "data.prepared is empty"),
         ({"splits": {}}, "splits is empty"),
-        ({"splits": {"../x": "train.tsv"}}, "no name for a split"),
+        ({"splits": {"../x": "train.tsv"}}, "'../x' must be letters"),
+        ({"splits": {"tokenizer": "train.tsv"}}, "'tokenizer' is taken"),
     ],
 )
 def test_what_is_missing_is_named(config, changes, message):

@@ -61,6 +61,40 @@ def test_parquet_without_the_column_or_no_parquet(tmp_path):
         open_parquet(tmp_path / "y.parquet", LAYOUTS)
 
 
+def test_parquet_with_a_column_twice(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array([1])], ["text", "text", "label"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x.parquet: two columns are called 'text'"):
+        open_parquet(tmp_path / "x.parquet", LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "\xff",
+        '{"info": 3}',
+        '{"info": {"features": {"label": {"_type": "ClassLabel"}}}}',
+        '{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1]}}}}',
+    ],
+)
+def test_parquet_whose_class_names_cannot_be_read(tmp_path, text):
+    table = pa.table({"text": ["a"], "label": [1]})
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": text.encode("latin-1")}), tmp_path / "x.parquet"
+    )
+    with pytest.raises(UserError, match=r"x.parquet: its metadata `huggingface`"):
+        open_parquet(tmp_path / "x.parquet", LAYOUTS)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"info": {"features": {"label": [{"_type": "Value"}]}}}'])
+def test_parquet_whose_metadata_names_no_classes(tmp_path, text):
+    table = pa.table({"text": ["a"], "label": [1]}).replace_schema_metadata({"huggingface": text})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert read(open_parquet(tmp_path / "x.parquet", LAYOUTS)) == [RawRow(1, (b"a",), 1)]
+
+
 @pytest.fixture
 def glue(tmp_path):
     """A folder in the layout of nyu-mll/glue: configurations in the README, parquet files, class names."""

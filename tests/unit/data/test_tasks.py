@@ -64,6 +64,24 @@ def test_classes_are_at_least_two_and_distinct(labels):
         resolve_task(DataConfig(task="sst2", labels=labels))
 
 
+def test_f1_takes_two_classes():
+    assert resolve_task(DataConfig(task="qqp", labels=("no", "yes"))).metric == "f1"
+    with pytest.raises(UserError, match="F1, which needs two"):
+        resolve_task(DataConfig(task="qqp", labels=("no", "yes", "perhaps")))
+
+
+def test_blanks_around_a_class_name():
+    with pytest.raises(UserError, match=r"\['neg', 'pos '\]: a name has blanks"):
+        resolve_task(DataConfig(task="sst2", labels=("neg", "pos ")))
+
+
+def test_the_label_is_no_text():
+    task = resolve_task(DataConfig(task="qqp", text_columns=("label",)))
+    assert [layout.columns for layout in task.layouts] == [("label", "is_duplicate")]
+    with pytest.raises(UserError, match="label_column 'a' is one of the text columns"):
+        resolve_task(DataConfig(task="qqp", text_columns=("a", "b"), label_column="a"))
+
+
 def test_three_texts_are_refused():
     with pytest.raises(UserError, match="one or two texts"):
         resolve_task(DataConfig(task="sst2", text_columns=("a", "b", "c")))

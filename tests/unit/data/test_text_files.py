@@ -58,13 +58,27 @@ def test_csv_reads_quoted_fields_over_several_lines(rows):
 
 
 def test_csv_bad_rows(rows):
-    content = b'text,label\ngood,0\na,b,c\n"x"y,0\ncaf\xe9,0\ngood,1\n"never closed,0\n'
+    content = b'text,label\ngood,0\na,b,c\n"x"y,0\ncaf\xe9,0\ngood,1\n'
     read = rows(read_csv, content)
     assert kinds(read)[:3] == [(2, ("good",)), (3, "wrong number of fields"), (4, "broken csv")]
     assert read[3].line == 5  # the broken byte comes through as a mark that check_row refuses
     with pytest.raises(UnicodeEncodeError):
         read[3].texts[0].encode()
-    assert kinds(read)[4:] == [(6, ("good",)), (7, "broken csv")]
+    assert kinds(read)[4:] == [(6, ("good",))]
+
+
+@pytest.mark.parametrize(
+    ("tail", "last"),
+    [
+        (b"good,1\ngood,1\n", 5),  # to the end of the file
+        (b"", 3),  # the last line alone
+        (b'good,1\n"quoted",1\ngood,1\n', 5),  # to the next quote
+        (b"good,1\n" * 30_000, 0),  # beyond csv's longest field, 131,072 characters
+    ],
+)
+def test_csv_lines_inside_a_stray_quote_are_never_one_bad_row(rows, tail, last):
+    with pytest.raises(UserError, match=rf"rows.txt:3: a quote opens .* up to line {last or ''}"):
+        rows(read_csv, b'text,label\ngood,0\n"stray,0\n' + tail)
 
 
 def test_jsonl(rows):
@@ -82,6 +96,21 @@ def test_jsonl(rows):
         (7, ("b",)),
     ]
     assert "needs 'text', 'label'; has 'text'" in found[3].reason
+
+
+def test_jsonl_keys_that_stand_twice_and_endless_numbers_are_bad_rows(rows):
+    content = b'{"text": "a", "text": "b", "label": 1}\n{"text": "a", "label": %s}\n' % (b"1" * 5000)
+    found = rows(read_jsonl, content)
+    assert kinds(found) == [(1, "broken json"), (2, "broken json")]
+    assert "'text' stands twice" in found[0].reason
+
+
+@pytest.mark.parametrize(("reader", "comma"), [(read_tsv, b"\t"), (read_csv, b",")])
+def test_a_column_that_stands_twice_is_refused_where_it_is_read(rows, reader, comma):
+    good = rows(reader, b"id,id,text,label\n1,2,a,0\n".replace(b",", comma))
+    assert good == [RawRow(2, ("a",), "0")]
+    with pytest.raises(UserError, match=r"rows.txt:1: two columns are called 'text'"):
+        rows(reader, b"text,text,label\na,b,0\n".replace(b",", comma))
 
 
 def test_jsonl_nested_beyond_the_parser_is_a_bad_row(rows):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,32 @@ def test_no_model_is_one_clear_message(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match=r"no model could be loaded from .*torn"):
         load_classifier(path, attention="eager")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", 24),
+        ("hidden_size", "x"),
+        ("num_attention_heads", 0),
+        ("hidden_act", "no"),
+        ("id2label", [1]),
+    ],
+)
+def test_a_damaged_configuration_is_one_clear_message(tmp_path: Path, key: str, value: Any) -> None:
+    path = saved(tmp_path / "model")
+    config = Path(path) / "config.json"
+    config.write_text(
+        json.dumps({**json.loads(config.read_text(encoding="utf-8")), key: value}), encoding="utf-8"
+    )
+    with pytest.raises(UserError, match=rf"no model could be loaded from '{path}': \S"):
+        load_classifier(path, attention="eager")
+
+
+def test_a_message_calls_the_model_what_the_user_calls_it(tmp_path: Path) -> None:
+    path = saved(tmp_path / "model", names=NAMES)
+    with pytest.raises(UserError, match=r"^the student at .*model' knows the classes"):
+        load_teacher(path, labels=("no", "yes"), attention="eager", what="the student")
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from distill_dist import checkpoint
+from distill_dist.assemble.outcome import Outcome
+from distill_dist.errors import Interrupted
+
+
+class Group:
+    """One of two students; ``others`` is what the sibling says when they agree."""
+
+    size = 2
+
+    def __init__(self, rank: int, others: int = 0) -> None:
+        self.rank, self.others, self.agreed = rank, others, 0
+
+    def agree(self, value: int) -> int:
+        self.agreed += 1
+        return max(value, self.others)
+
+
+def outcome(root: Path, group: Group, *, saved_step: int = 0) -> Outcome:
+    unused: Any = None
+    engine: Any = SimpleNamespace(state_dict=lambda: {"weights/a": torch.ones(2)})
+    config: Any = SimpleNamespace(train=SimpleNamespace(keep_last=2))
+    folder: Any = SimpleNamespace(checkpoints=root)
+    students: Any = group
+    return Outcome(
+        config=config, engine=engine, student=unused, teacher=None, scorers={}, group=students, telemetry=unused,
+        folder=folder, tokenizer=root, identity={}, best=None, saved_step=saved_step,
+    )  # fmt: skip
+
+
+def test_a_step_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = outcome(tmp_path, Group(0))
+    target.save(20)
+    assert [folder.name for folder in checkpoint.complete_folders(tmp_path)] == ["step-00000020"]
+
+    def again(*args: object, **more: object) -> None:
+        raise AssertionError("written twice")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", again)
+        target.save(20)
+    target.save(30)
+    assert len(checkpoint.complete_folders(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_stops_all_students_in_good_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*args: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    first, second = Group(0), Group(1, others=1)
+    with pytest.raises(Interrupted, match=rf"{tmp_path} cannot be written \(.*No space left.*\): make room"):
+        outcome(tmp_path, first).save(20)
+    with pytest.raises(Interrupted, match="cannot be written"):
+        outcome(tmp_path, second).save(20)
+    assert first.agreed == second.agreed == 1
+
+
+def test_a_sibling_writes_nothing(tmp_path: Path) -> None:
+    outcome(tmp_path, Group(1)).save(20)
+    assert list(tmp_path.iterdir()) == []

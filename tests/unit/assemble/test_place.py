@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from distill_dist.assemble.device import pick_device
+from distill_dist.assemble.place import Place
+from distill_dist.comm.environment import LaunchEnvironment
+from distill_dist.comm.roles import Roles
+from distill_dist.errors import UserError
+
+
+def place(store: dist.Store, rank: int) -> Place:
+    launch = LaunchEnvironment(rank, 2, rank, 2, "127.0.0.1", 0)
+    return Place(launch=launch, roles=Roles((0, 1), ()), store=store, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("error", [UserError("no such folder"), RuntimeError("a bug"), MemoryError("full")])
+def test_whatever_fails_on_one_rank_ends_the_others(error: Exception) -> None:
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=5))
+    with pytest.raises(type(error)) as own, place(store, 1).loading(timeout_s=5.0):
+        raise error
+    assert own.value is error
+    with (
+        pytest.raises(UserError, match=rf"another rank failed: rank 1: .*{error}") as other,
+        place(store, 0).loading(timeout_s=5.0),
+    ):
+        pass
+    assert other.value.said
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto", 3) == pick_device("cpu", 0) == torch.device("cpu")
+    with pytest.raises(UserError, match=r"cluster\.device=cuda, but torch finds no CUDA device"):
+        pick_device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="process 2 of this host has no CUDA device: there are 2"):
+        pick_device("auto", 2)
