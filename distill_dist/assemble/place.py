@@ -63,9 +63,9 @@ class Place:
         try:
             yield
         except UserError as error:
-            report_failure(self.store, self.rank, error)
+            report_failure(self.store, self.launch, error)
             raise
         except BaseException as error:  # a bug, or memory: this rank shows its traceback, the others end soon
-            report_failure(self.store, self.rank, UserError(f"{type(error).__name__}: {error}"))
+            report_failure(self.store, self.launch, UserError(f"{type(error).__name__}: {error}"))
             raise
         await_ready(self.store, self.launch, timeout_s=timeout_s)

@@ -43,7 +43,7 @@ def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
             folder.claim()  # no other rank looks into the folder before it has met rank 0
         device = pick_device(config.cluster.device, launch.local_rank)
     except UserError as error:
-        report_failure(connect_store(launch, timeout_s=config.cluster.rendezvous_s), launch.rank, error)
+        report_failure(connect_store(launch, timeout_s=config.cluster.rendezvous_s), launch, error)
         raise
     store = connect_store(launch, timeout_s=config.cluster.rendezvous_s)
     place = Place(launch=launch, roles=roles, store=store, device=device)

@@ -13,6 +13,9 @@ from torch.distributed import Store as Store
 from distill_dist.comm.environment import LaunchEnvironment
 from distill_dist.errors import UserError
 
+# Longest that a failed rank 0 keeps the store open for the others; they may still be loading their models.
+LINGER_S = 30.0
+
 
 def connect_store(launch: LaunchEnvironment, *, timeout_s: float) -> Store:
     """The store at the launcher's address once every rank has joined. Raises UserError naming the missing ranks."""
@@ -57,11 +60,19 @@ def _await_all(store: Store, launch: LaunchEnvironment, deadline: float, timeout
             time.sleep(0.05)
 
 
-def report_failure(store: Store, rank: int, error: UserError) -> None:
-    """Let the others know that this rank will not be ready; the first rank to fail speaks for all."""
+def report_failure(store: Store, launch: LaunchEnvironment, error: UserError) -> None:
+    """Let the others know that this rank will not be ready; the first rank to fail speaks for all.
+
+    Rank 0, in which the store lives, stays until the others have heard it, at most LINGER_S.
+    """
     try:
         error.said = store.add("failures", 1) > 1
-        store.set("failure", f"rank {rank}: {error}")
+        store.set("failure", f"rank {launch.rank}: {error}")
+        heard = store.add("heard", 1)
+        deadline = time.monotonic() + LINGER_S
+        while launch.rank == 0 and heard < launch.world_size and time.monotonic() < deadline:
+            time.sleep(0.05)
+            heard = store.add("heard", 0)
     except dist.DistError:
         error.said = True  # the store lived in rank 0, which failed before, and said why, and left
 
@@ -73,7 +84,9 @@ def await_ready(store: Store, launch: LaunchEnvironment, *, timeout_s: float) ->
         store.add("ready", 1)
         while (ready := store.add("ready", 0)) < launch.world_size:
             if store.add("failures", 0) > 0:
-                raise _said(store.get("failure").decode())
+                reason = store.get("failure").decode()
+                store.add("heard", 1)
+                raise _said(reason)
             if time.monotonic() > deadline:
                 raise UserError(
                     f"rank {launch.rank} waited {timeout_s:.0f} s for {launch.world_size} ranks to load their models "

@@ -159,7 +159,7 @@ def loading(failing: list[int], late_s: float) -> dict[str, Any]:
         time.sleep(late_s if launch.rank == 2 else 0)
         if launch.rank in failing:
             error = UserError(f"teacher.path of rank {launch.rank} does not exist")
-            report_failure(store, launch.rank, error)
+            report_failure(store, launch, error)
             raise error
         await_ready(store, launch, timeout_s=60)
     except UserError as error:
