@@ -57,6 +57,11 @@ def collectives(victim: int) -> dict[str, Any]:
             found["lost"] = str(error)
             break
     found["seconds"] = time.monotonic() - start
+    # Rank 0 stays until the other survivor has looked, or that one may rightly find rank 0 dead as well.
+    noticed = store.add("noticed", 1)
+    while launch.rank == 0 and noticed < launch.world_size - 1 and time.monotonic() - start < RENDEZVOUS_S:
+        time.sleep(0.05)
+        noticed = store.add("noticed", 0)
     return found
 
 
