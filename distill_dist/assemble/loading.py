@@ -51,12 +51,13 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
     prepared = Path(config.data.prepared)
     manifest = load_manifest(prepared)
     check_prepared(config, manifest)
-    student = build_student(config, manifest)
     shape, local_teacher = None, None
     if config.teacher.path:
         shape = teacher_shape(config)
         if not place.roles.teachers:
             local_teacher = build_teacher(config, manifest, place.device)
+    # After the teacher: where the student is cut from it, a missing folder is the teacher's.
+    student = build_student(config, manifest)
     identity = run_identity(config, manifest_hash(manifest))
     resumed = _find_checkpoint(config, folder, identity)
     return Loaded(

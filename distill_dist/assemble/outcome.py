@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -161,7 +162,10 @@ class Outcome:
 
     def _throughput(self) -> dict[str, float | None]:
         totals = self.telemetry.totals
-        if not totals.elapsed_s:  # a finished run, started again
+        if not totals.elapsed_s and self.folder.summary.is_file():  # a finished run, started again
+            before: dict[str, float | None] = json.loads(self.folder.summary.read_text("utf-8"))["throughput"]
+            return before
+        if not totals.elapsed_s:
             return dict.fromkeys(("samples_per_s", "tokens_per_s", "real_token_share", "teacher_wait_share"))
         return {
             "samples_per_s": totals.sequences / totals.elapsed_s,

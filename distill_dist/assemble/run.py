@@ -48,8 +48,18 @@ def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
     store = connect_store(launch, timeout_s=config.cluster.rendezvous_s)
     place = Place(launch=launch, roles=roles, store=store, device=device)
     if place.device.type == "cpu":
-        torch.set_num_threads(config.cluster.threads or max(1, (os.cpu_count() or 1) // launch.local_size))
+        torch.set_num_threads(_threads(config.cluster.threads, launch.local_size))
     if roles.is_teacher(launch.rank):
         serve_teacher(config, place, stop)
         return None
     return train_student(config, place, stop, folder)
+
+
+def _threads(wanted: int, local_size: int) -> int:
+    """Arithmetic threads of this process; more than its share of the cores makes all processes crawl."""
+    if wanted:
+        return wanted
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    if chosen.isdigit() and int(chosen) > 0:
+        return int(chosen)
+    return max(1, (os.cpu_count() or 1) // local_size)
