@@ -114,7 +114,7 @@ class RunFolder:
         return any(line.startswith("run_dir:") for line in text.splitlines())
 
     def log_to_file(self, rank: int) -> None:
-        """Everything that rank logs goes to its own file; warnings and worse to stderr as well."""
+        """What that rank logs, numbers included (debug), goes to its own file; warnings and worse to stderr as well."""
         handler = logging.FileHandler(self.path / "logs" / f"rank-{rank:05d}.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         console = logging.StreamHandler(sys.stderr)
@@ -124,6 +124,7 @@ class RunFolder:
             target.addFilter(lambda record: record.name.startswith("distill_dist") or record.levelno >= 30)
         logging.raiseExceptions = False  # a full disk: one message of ours, not a traceback per record
         logging.basicConfig(level=logging.INFO, handlers=[handler, console], force=True)
+        logging.getLogger("distill_dist").setLevel(logging.DEBUG)
 
     def describe(self, *, config_yaml: str, deepspeed_json: dict[str, Any]) -> None:
         """What runs: the resolved configuration, DeepSpeed's JSON, versions and commit."""
@@ -157,6 +158,12 @@ class RunFolder:
             raise
         if writes:
             self.set_state("done")
+
+    def refuse(self, error: UserError) -> None:
+        """The verdict of a run that cannot begin. What an earlier run said here stays: this one changed nothing."""
+        _log.debug("refused: %s", error)
+        if not (self.path / "state.json").exists():
+            self._say_if_possible("failed", resumable=False, reason=f"{type(error).__name__}: {error}")
 
     def _say_if_possible(self, state: str, **more: Any) -> None:
         """``set_state``; where even that cannot be written, what ended the run stays the error that is seen."""

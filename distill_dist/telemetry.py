@@ -116,6 +116,7 @@ class Telemetry:
         if gradient_norm is not None:
             scalars["train/gradient_norm"] = gradient_norm
         self.write(step, scalars)
+        _log.debug("step %d: %s", step, ", ".join(f"{name} {value:.5g}" for name, value in scalars.items()))
         self._bar.set_postfix(
             {name.split("/")[1]: f"{value:.3g}" for name, value in means.items()}, refresh=False
         )

@@ -20,6 +20,7 @@ from distill_dist.config.schema import RunConfig
 from distill_dist.curriculum.order import RandomOrder
 from distill_dist.data.loader import StepLoader
 from distill_dist.engine import Engine
+from distill_dist.errors import UserError
 from distill_dist.evaluation.split import SplitScorer
 from distill_dist.models.encoder import encoder_parts
 from distill_dist.objectives.objective import Objective
@@ -42,8 +43,13 @@ def train_student(
     config: RunConfig, place: Place, stop: StopSignal, folder: RunFolder
 ) -> dict[str, Any] | None:
     """Train to the end of the run; the summary on student 0. Raises UserError, Interrupted."""
-    with place.loading(timeout_s=config.cluster.collective_s):
-        loaded = load(config, place, folder)
+    try:
+        with place.loading(timeout_s=config.cluster.collective_s):
+            loaded = load(config, place, folder)
+    except UserError as error:
+        if place.student == 0:
+            folder.refuse(error)
+        raise
     group = _join(config, place)
     teacher, world = _meet_teacher(config, place, loaded)
     if place.student == 0:
@@ -111,6 +117,11 @@ def _train(
     total_steps = train.epochs * loader.steps_per_epoch
     last_step = min(total_steps, train.max_steps or total_steps)
     start = 0 if loaded.resumed is None else int(loaded.resumed.progress["step"])
+    _log.info(
+        "%s: %d student(s) at ZeRO %d, %d teacher(s), steps %d to %d of %d rows, on %s",
+        config.method, group.size, engine.zero_stage, config.cluster.teachers, start, last_step, config.batch.size,
+        place.device,
+    )  # fmt: skip
     telemetry = Telemetry(
         folder.tensorboard,
         terms=tuple(loaded.objective.weights),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill_dist.config.deepspeed_json import load_deepspeed_json
-from distill_dist.config.fields import value_at
+from distill_dist.config.fields import schema_fields, value_at
 from distill_dist.config.schema import RunConfig
 from distill_dist.config.split_names import split_name_problem
 from distill_dist.errors import UserError
@@ -124,7 +124,8 @@ def check_config(config: RunConfig, *, need: Need = "train") -> list[str]:
         rules.append(_data)
     if need == "train":
         rules += [_student_source, _student_layers, _method, _matched_layers, _batch, _run]
-    return [problem for rule in rules for problem in rule(config)]
+    # Other rules look at the files that the texts name.
+    return list(_texts(config)) or [problem for rule in rules for problem in rule(config)]
 
 
 def _problem(config: RunConfig, key: str, text: str) -> str:
@@ -140,6 +141,16 @@ def _ranges(config: RunConfig) -> Iterator[str]:
         if not all(number in allowed for number in numbers):
             entries = "every entry " if isinstance(value, tuple) else ""
             yield _problem(config, key, f"{entries}must be {allowed.words}")
+
+
+def _texts(config: RunConfig) -> Iterator[str]:
+    for key in schema_fields():
+        value = value_at(config, key)
+        if isinstance(value, dict):
+            value = (*value, *value.values())
+        texts = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(text, str) and "\0" in text for text in texts):
+            yield _problem(config, key, "holds a NUL character, which no name of a file or column can")
 
 
 def _prepared(config: RunConfig) -> Iterator[str]:

@@ -185,7 +185,8 @@ class TrainConfig:
     epochs: int = 4
     """Epochs of ceil(rows / batch.size) steps; at least 1."""
     max_steps: int = 0
-    """Stop after so many optimizer steps, on the schedule of `epochs`; 0: no limit."""
+    """End after so many optimizer steps, on the schedule of `epochs`, with verdict `done`; a larger value goes
+    on from there; 0: no limit."""
     clip_norm: float = 1.0
     """Largest gradient norm; 0 turns clipping off."""
     precision: Literal["fp32", "bf16"] = "fp32"

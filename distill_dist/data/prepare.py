@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
-import shutil
+import glob
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -33,7 +31,7 @@ from distill_dist.data.shards import find_damage
 from distill_dist.data.sources import Source, open_sources
 from distill_dist.data.tasks import Task, resolve_task
 from distill_dist.data.tokenization import RowTokenizer, load_tokenizer
-from distill_dist.durable import durable_folder
+from distill_dist.durable import durable_folder, remove_stale
 from distill_dist.errors import UserError
 
 # Rows per call of the tokenizer: enough for all cores, little enough to keep in memory.
@@ -63,7 +61,7 @@ def _prepare(config: DataConfig, *, progress: bool, replace: bool) -> dict[str, 
     if not config.prepared:
         raise UserError("data.prepared is empty: name the folder to write")
     folder = Path(config.prepared).resolve()
-    _remove_leftovers(folder)
+    remove_stale(folder.parent, glob.escape(folder.name))
     _refuse_foreign(folder)
     task = resolve_task(config)
     sources = open_sources(config, task)
@@ -195,25 +193,6 @@ def _refuse_strangers(folder: Path) -> None:
             f"data.prepared {folder} would be replaced, but was not made by prepare alone; it holds "
             f"{', '.join(strangers[:5])}: move that away, or name another folder"
         )
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes the temporary folders that killed runs left beside ``folder`` (see durable_folder)."""
-    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)\.tmp")
-    for path in folder.parent.glob(".*.tmp"):
-        match = pattern.fullmatch(path.name)
-        if match and not _is_alive(int(match[1])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _summary(folder: str, manifest: Manifest, *, reused: bool, seconds: float) -> dict[str, Any]:

@@ -69,6 +69,9 @@ def test_at_assembly(world: World, tmp_path: Path, kind: str):
     arguments = world.student(tmp_path / "run", "method=gkd_cls", *TRACED, student, *changed)
     with running(start_ranks(arguments, size=3, logs=tmp_path / "logs")) as ranks:
         assert_one_message(ranks, *words)
+    verdict = state(tmp_path / "run")
+    assert (verdict["state"], verdict["resumable"]) == ("failed", False)
+    assert words[0] in verdict["reason"]
 
 
 def _damage(world: World, tmp_path: Path) -> tuple[list[str], list[str]]:

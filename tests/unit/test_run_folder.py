@@ -81,6 +81,19 @@ def test_another_rank_speaks_only_when_it_was_interrupted(folder: RunFolder) -> 
     assert state(folder)["state"] == "stopped"
 
 
+def test_a_refused_run_leaves_its_verdict_but_not_over_an_earlier_one(folder: RunFolder) -> None:
+    folder.refuse(UserError("teacher.path=nowhere: no such folder"))
+    refused = {
+        "state": "failed",
+        "resumable": False,
+        "reason": "UserError: teacher.path=nowhere: no such folder",
+    }
+    assert state(folder) == refused
+    run(folder, None)
+    folder.refuse(UserError("train.learning_rate: 0.001 -> 0.002"))
+    assert state(folder) == {"state": "done"}
+
+
 def test_ctrl_c_can_be_resumed(folder: RunFolder) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(folder, KeyboardInterrupt())

@@ -77,6 +77,20 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in tags}
 
 
+def test_numbers_are_logged_for_the_file(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = telemetry(tmp_path)
+    add(target, 4.0, 2.0, real=5, computed=10)
+    target.step_done(sequences=4, tokens=5)
+    clock.now += 1.0
+    with caplog.at_level("DEBUG", logger="distill_dist"):
+        speak(target, 7)
+    (record,) = caplog.records
+    assert record.levelname == "DEBUG"  # the console shows the bar instead
+    assert record.getMessage().startswith("step 7: loss/cross_entropy 1, ")
+
+
 def test_means_over_two_students_and_several_micro_batches(tmp_path: Path, clock: Clock) -> None:
     sent: list[Tensor] = []
 

@@ -207,6 +207,15 @@ BAD_PAIRS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("run_dir", "a\0b"), ("data.splits", {"train": "t", "dev": "d\0"}), ("data.labels", ("yes", "n\0"))],
+)
+def test_a_nul_character_is_named(key: str, value: Any) -> None:
+    (line,) = [line for line in problems({key: value}) if "NUL" in line]
+    assert line.startswith(f"{key} = ")
+
+
 @pytest.mark.parametrize(("values", "key", "word", "mended"), BAD_PAIRS)
 def test_bad_pair(values: dict[str, Any], key: str, word: str, mended: dict[str, Any]) -> None:
     found = [line for line in problems(values) if line.startswith(f"{key} = ")]

@@ -96,3 +96,11 @@ def test_students_start_from_their_teachers_run_on_the_same_rows(task: str) -> N
         assert student.teacher.path == f"{teacher.run_dir}/model"
         assert student.student.path == student.teacher.path
         assert student.data == teacher.data
+
+
+def test_the_example_for_own_rows_differs_from_the_tested_one_in_names() -> None:
+    student, teacher = load("gkd_own_rows"), load("teacher_own_rows")
+    assert (student.data, student.teacher.path) == (teacher.data, f"{teacher.run_dir}/model")
+    own = {"data.source", "data.text_columns", "data.label_column", "data.labels"}
+    assert _differing(student, load("gkd_sst2_minilm")) <= NAMES_AND_SIZES | own
+    assert _differing(teacher, load("teacher_sst2_minilm")) <= NAMES_AND_SIZES | own | {"train.learning_rate"}
