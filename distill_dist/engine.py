@@ -6,6 +6,7 @@ default, and keeps master weights and moments in partitions.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
@@ -23,8 +24,11 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
+from torch.nn import functional
 
 from distill_dist.errors import UserError
 
@@ -35,7 +39,9 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
-VERSION = deepspeed.__version__
+VERSION: str = deepspeed.__version__
+# Where differentiating twice at ZeRO 3 was tested (tests/multi/test_routes.py): it leans on how DeepSpeed gathers.
+ZERO3_TWICE_VERSIONS = ("0.19.8",)
 
 
 def complete_json(deepspeed_json: dict[str, Any], *, clip_norm: float, precision: str) -> dict[str, Any]:
@@ -77,8 +83,12 @@ class Engine:
         weight_decay: float,
         clip_norm: float,
         precision: str,
+        differentiates_twice: bool = False,
     ) -> None:
-        """Shard ``model`` over ``students`` ranks of the default process group."""
+        """Shard ``model`` over ``students`` ranks of the default process group.
+
+        ``differentiates_twice``: losses hold gradients of gradients, whose backward needs whole weights.
+        """
         groups = _parameter_groups(model, weight_decay)
         if not groups:
             raise UserError("the student has no trainable parameter")
@@ -99,7 +109,10 @@ class Engine:
         # At ZeRO 0 with bf16 DeepSpeed makes the moments by an empty first step, which counts in Adam's bias
         # correction; the learning rate was 0, so only the counter has to go.
         self._inner.state.clear()
-        self._sharded = hasattr(self._trainable()[0][1], "_hp_mapping")
+        first = self._trainable()[0][1]
+        self._is_cut = hasattr(first, "ds_id")  # ZeRO 3: the weights themselves
+        self._is_sharded = self._is_cut or hasattr(first, "_hp_mapping")
+        self._whole_in_backward = differentiates_twice and self._is_cut
         self._masters = _unsharded_masters(self._optimizer)
 
     @property
@@ -118,7 +131,27 @@ class Engine:
         The reduced gradient is that of the sum of all shares: DeepSpeed averages over students, hence the factor.
         """
         self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss_share * self._students, scale_wrt_gas=False)
+        if self._is_cut:
+            # DeepSpeed counts micro-batches in the forward of its wrapper, which is not used: without this a
+            # micro-batch overwrites the one before it, in silence.
+            self._optimizer.clear_backward_seen_flag()
+        with self.whole_weights() if self._whole_in_backward else contextlib.nullcontext():
+            self._engine.backward(loss_share * self._students, scale_wrt_gas=False)
+
+    def whole_weights(self, *, modified: bool = False) -> contextlib.AbstractContextManager[object]:
+        """Inside the block every rank holds the whole weights, where ZeRO 3 has cut them.
+
+        DeepSpeed gathers a layer's weights before its backward, but not before the backward of that backward.
+        With ``modified`` what rank 0 writes into them stays.
+        """
+        return deepspeed.zero.GatheredParameters(
+            list(self.module.parameters()), modifier_rank=0 if modified else None, enabled=self._is_cut
+        )
+
+    def discard_gradient(self) -> None:
+        """Forget the accumulated gradient: a step of length 0, and then its moments. Only before the first step."""
+        self.step(0.0)
+        self._inner.state.clear()
 
     def step(self, learning_rate: float, *, measure_norm: bool = False) -> float | None:
         """Clip, update, clear gradients. With ``measure_norm`` the gradient's norm before clipping; that syncs.
@@ -128,7 +161,7 @@ class Engine:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         norm = None
-        if measure_norm and self._engine.get_global_grad_norm() is None and not self._sharded:
+        if measure_norm and self._engine.get_global_grad_norm() is None and not self._is_sharded:
             # At ZeRO 0 in fp32 DeepSpeed clips without keeping the norm.
             norm = torch.nn.utils.get_total_norm([p.grad for _, p in self._trainable() if p.grad is not None])
         self._engine.step()
@@ -151,9 +184,10 @@ class Engine:
 
     def weights(self) -> dict[str, Tensor]:
         """Every weight of the student in fp32 on the CPU: masters where they exist, whatever the sharding."""
-        found = {name: _to_host(tensor) for name, tensor in self.module.state_dict().items()}
+        with self.whole_weights():
+            found = {name: _to_host(tensor) for name, tensor in self.module.state_dict().items()}
         for name, parameter in self._trainable():
-            if self._sharded:
+            if self._is_sharded:
                 found[name] = _to_host(safe_get_full_fp32_param(parameter))
             else:
                 found[name] = _to_host(self._master(parameter))
@@ -168,7 +202,7 @@ class Engine:
         self._link_moments()
         for key in self._moments:
             for name, parameter in self._trainable():
-                if self._sharded:
+                if self._is_sharded:
                     state[f"{key}/{name}"] = _to_host(safe_get_full_optimizer_state(parameter, key))
                 else:
                     state[f"{key}/{name}"] = _to_host(self._inner.state[self._master(parameter)][key])
@@ -177,22 +211,30 @@ class Engine:
             state["step"] = _to_host(torch.as_tensor(first["step"]))
         return state
 
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Put ``weights`` into the module that forwards run; the optimizer's own copies stay as they are."""
+        with self.whole_weights(modified=True):
+            self.module.load_state_dict(weights, strict=True)
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse of ``state_dict``, for any number of students and any ZeRO stage."""
         weights = {
             name.removeprefix("weights/"): t for name, t in state.items() if name.startswith("weights/")
         }
-        self.module.load_state_dict(weights, strict=True)
+        self.load_weights(weights)
         if self._moments:
             # Torch makes moments at the first step; a resumed optimizer has not had one yet.
-            for group in self._inner.param_groups:
-                for flat in group["params"]:
-                    zeros = {key: torch.zeros_like(flat) for key in self._moments}
-                    self._inner.state[flat] = {"step": state["step"].clone(), **zeros}
+            for flat in self._flat_masters():
+                zeros = {key: torch.zeros_like(flat) for key in self._moments}
+                self._inner.state[flat] = {"step": state["step"].clone(), **zeros}
         self._link_moments()
         for name, parameter in self._trainable():
             moments = {key: state[f"{key}/{name}"].to(parameter.device) for key in self._moments}
-            if self._sharded:
+            if self._is_cut:
+                safe_set_local_fp32_param(parameter, self._own_part(parameter, weights[name]))
+                for key, value in moments.items():
+                    safe_set_local_optimizer_state(parameter, self._own_part(parameter, value), key)
+            elif self._is_sharded:
                 safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
                 for key, value in moments.items():
                     safe_set_full_optimizer_state(parameter, value, key)
@@ -202,13 +244,28 @@ class Engine:
                 for key, value in moments.items():
                     self._inner.state[master][key].copy_(value)
 
+    def _flat_masters(self) -> list[Tensor]:
+        """What the optimizer updates: at ZeRO 3 its groups are empty between steps."""
+        if self._is_cut:
+            return list(self._optimizer.fp32_partitioned_groups_flat)
+        return [flat for group in self._inner.param_groups for flat in group["params"]]
+
+    def _own_part(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
+        """This rank's part of ``whole`` at ZeRO 3, zeros behind its end.
+
+        DeepSpeed's own setter of whole values fails where the number of students does not divide their size.
+        """
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = functional.pad(whole.flatten(), (0, size * self._students - whole.numel()))
+        return padded.narrow(0, size * self._engine.global_rank, size)
+
     def _link_moments(self) -> None:
         """Let DeepSpeed's accessors see the moments of every parameter group.
 
         It links all groups after the first group's first step, when the others have no moments yet (0.19.8), and
         never again. Private names; the resume tests hold them at every stage.
         """
-        if self._sharded and self._moments:
+        if self._is_sharded and not self._is_cut and self._moments:
             self._optimizer._hp_optimizer_states_linked = False
             self._optimizer._lazy_init_hp_params_optimizer_state()
 

@@ -6,6 +6,8 @@ Shape letters, used as suffixes of names everywhere:
     C  classes
     H  hidden width of the model at hand
     K  matched layers ([CLS] states and their gradients)
+    V  classes whose margin is differentiated: 1, or all of them (`alignment.signal: all_classes`)
+    D  draws of input noise
     N  real tokens of a micro-batch, concatenated over rows (no padding)
 """
 
@@ -16,6 +18,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+"""What a forward reads: input ids, attention mask, token types, each int64 [B, L]."""
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
@@ -42,27 +48,50 @@ class Batch:
     labels_B: Tensor  # int64
     is_real_B: Tensor  # bool
 
+    @property
+    def inputs(self) -> Inputs:
+        """What a forward reads of it."""
+        return self.input_ids_BL, self.attention_mask_BL, self.token_type_ids_BL
+
     def to(self, device: torch.device | str) -> Self:
         """The same batch on ``device``; asynchronous where the memory is pinned."""
         return type(self)(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
 
 @dataclass(frozen=True)
+class NoiseSpec:
+    """Normal noise on the embedding output: the same for teacher and student, a function of the row's token ids."""
+
+    std: float
+    draws: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class SignalSpec:
     """What a student asks of a teacher besides logits. Part of every cache key, so it stays hashable.
 
-    ``layers`` are the teacher's matched layers, counted from 1 (the output of layer j).
+    ``layers`` are the teacher's matched layers, counted from 1 (the output of layer j). ``signal`` says of which
+    class the margin is differentiated; `label` is the only one that needs the rows' labels.
     """
 
     layers: tuple[int, ...] = ()
     cls_states: bool = False
     cls_gradients: bool = False
     embedding_gradient: bool = False
+    signal: str = "own_max"  # own_max, teacher_max, label, all_classes
+    attribution_top_k: int | None = None  # None: no attribution; 0: every dimension
+    noise: NoiseSpec | None = None
 
     @property
     def gradients(self) -> bool:
         """Whether the teacher has to run a backward at all."""
-        return self.cls_gradients or self.embedding_gradient
+        return self.cls_gradients or self.embedding_gradient or self.attribution_top_k is not None
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the signal is a function of the row's label too."""
+        return self.signal == "label" and (self.cls_gradients or self.embedding_gradient)
 
 
 @dataclass(frozen=True)
@@ -75,9 +104,11 @@ class TeacherSignal:
 
     logits_BC: Tensor  # fp32
     cls_states_BKH: Tensor | None = None  # unit rows
-    cls_gradients_BKH: Tensor | None = None  # unit rows
-    embedding_gradient_BLH: Tensor | None = None  # unit rows; zero on padding
-    embedding_gradient_norm_BL: Tensor | None = None  # fp32; zero on padding
+    cls_gradients_BKVH: Tensor | None = None  # unit rows
+    embedding_gradient_BLVH: Tensor | None = None  # unit rows; zero on padding
+    embedding_gradient_norm_BLV: Tensor | None = None  # fp32; zero on padding
+    attribution_BLC: Tensor | None = None  # fp32, unit over L for every class; zero on padding
+    noisy_logits_BDC: Tensor | None = None  # fp32, at the noisy embeddings
 
     def to(self, device: torch.device | str) -> Self:
         """The same signal on ``device``."""
@@ -97,8 +128,10 @@ class StudentOutput:
 
     logits_BC: Tensor
     cls_states_BKH: Tensor | None = None
-    cls_gradients_BKH: Tensor | None = None
-    embedding_gradient_BLH: Tensor | None = None
+    cls_gradients_BKVH: Tensor | None = None
+    embedding_gradient_BLVH: Tensor | None = None
+    attribution_BLC: Tensor | None = None  # unit over L for every class
+    noisy_logits_BDC: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ class Trainer:
         micro_batches = []
         for place, (batch, signal) in enumerate(zip(step.batches, signals, strict=True)):
             batch = batch.to(self.device)
-            terms = self.student.loss_terms(batch, None if signal is None else signal.to(self.device))
+            signal = None if signal is None else signal.to(self.device)
+            terms = self.student.loss_terms(batch, signal, step.counts)
             self.engine.backward(terms.total(step.counts), last=place == len(step.batches) - 1)
             micro_batches.append(terms)
             self.telemetry.add(

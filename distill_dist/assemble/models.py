@@ -1,4 +1,4 @@
-"""The student, the teacher and the objective of a run, from its configuration. No process group is needed."""
+"""The student and the teacher of a run, from its configuration. No process group is needed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from distill_dist.config.methods import is_aligned
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import Manifest
 from distill_dist.errors import UserError
@@ -18,12 +19,11 @@ from distill_dist.models.build import (
     naming_the_folder,
     random_student,
     set_attention,
+    set_checkpointing,
     set_dropout,
     student_from,
 )
 from distill_dist.models.encoder import EncoderParts, encoder_parts
-from distill_dist.models.layer_map import matched_layers
-from distill_dist.objectives.objective import METHODS, Objective
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class TeacherShape:
 
     layers: int
     hidden_size: int
+    embedding_size: int
+    pools_cls: bool
 
 
 def check_prepared(config: RunConfig, manifest: Manifest) -> None:
@@ -62,6 +64,7 @@ def build_student(config: RunConfig, manifest: Manifest) -> EncoderParts:
             how=student.layer_copy,
             chosen=student.layer_list,
             labels=manifest.labels,
+            shape=asdict(student.shape),
         )
     else:
         model = random_student(
@@ -74,11 +77,28 @@ def build_student(config: RunConfig, manifest: Manifest) -> EncoderParts:
     assert student.dropout is not None
     assert student.freeze_embeddings is not None
     set_dropout(model, student.dropout)
-    set_attention(model, student.attention)
     parts = encoder_parts(model)
+    set_attention(model, _attention(config, parts))
+    if student.checkpointing:
+        set_checkpointing(model)
     if student.freeze_embeddings:
         parts.embeddings.requires_grad_(False)
     return parts
+
+
+def _attention(config: RunConfig, student: EncoderParts) -> str:
+    """The implementation of attention; `math` is sdpa, with torch's other kernels switched off for the process."""
+    wanted = config.student.attention
+    if wanted == "auto":
+        once = config.alignment.route == "central_difference" or config.student.compile
+        fast = once or not is_aligned(config)
+        return "sdpa" if fast and "sdpa" in student.attention_kernels else "eager"
+    if wanted == "math":
+        torch.backends.cuda.enable_flash_sdp(False)  # these switches hold on the CPU too
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        return "sdpa"
+    return wanted
 
 
 def build_teacher(config: RunConfig, manifest: Manifest, device: torch.device) -> EncoderParts:
@@ -91,50 +111,17 @@ def build_teacher(config: RunConfig, manifest: Manifest, device: torch.device) -
 
 
 def teacher_shape(config: RunConfig) -> TeacherShape:
-    """Depth and width of the teacher, from its configuration file alone."""
+    """Depth and widths of the teacher, from its configuration file alone."""
     folder = locate(config.teacher.path, what="teacher.path")
     check_tokenizer(folder, Path(config.data.prepared), what="teacher.path")
     with naming_the_folder(folder, "model"):
         found = AutoConfig.from_pretrained(folder)
-        return TeacherShape(found.num_hidden_layers, found.hidden_size)
-
-
-def build_objective(config: RunConfig, student: EncoderParts, teacher: TeacherShape | None) -> Objective:
-    """The method's objective. Raises UserError where student and teacher cannot be aligned."""
-    terms = METHODS[config.method]
-    teacher_layers: tuple[int, ...] = ()
-    student_layers: tuple[int, ...] = ()
-    if terms.patience or terms.cls_gradients or terms.embedding_gradient:
-        assert teacher is not None
-        if teacher.hidden_size != student.hidden_size:
-            raise UserError(
-                f"method {config.method} compares states and gradients of width {student.hidden_size} (student) and "
-                f"{teacher.hidden_size} (teacher): they must be equal. Take a student cut from its teacher "
-                "(student.path=${teacher.path}), or method kd"
-            )
-    if terms.patience or terms.cls_gradients:
-        assert teacher is not None
-        teacher_layers, student_layers = matched_layers(
-            teacher.layers,
-            len(student.layers),
-            teacher=config.objective.teacher_layers,
-            student=config.objective.student_layers,
+        return TeacherShape(
+            layers=found.num_hidden_layers,
+            hidden_size=found.hidden_size,
+            embedding_size=getattr(found, "embedding_size", found.hidden_size),
+            pools_cls=getattr(found, "classifier_pooling", "cls") == "cls",
         )
-        if not student_layers:
-            raise UserError(
-                f"method {config.method} matches [CLS] of inner layers, but a student of one layer has none besides "
-                "its last: take student.layers=2 or more, name objective.student_layers, or use gkd or kd"
-            )
-    return Objective(
-        terms=terms,
-        kd=config.weight.kd,
-        patience=config.weight.patience,
-        gradient=config.weight.gradient or 0.0,
-        temperature=config.objective.temperature,
-        kd_per_class=config.objective.kd_scale == "mean",
-        teacher_layers=teacher_layers,
-        student_layers=student_layers,
-    )
 
 
 def check_vocabulary(model_config: Any, manifest: Manifest, *, what: str, value: str) -> None:

@@ -87,7 +87,7 @@ class Outcome:
     def summary(self, steps: int) -> dict[str, Any]:
         """The result of the run, measured on the best epoch's model; written to summary.json."""
         weights = load_file(self.folder.model / "model.safetensors")
-        self.engine.module.load_state_dict(weights, strict=True)
+        self.engine.load_weights(weights)
         scores = {name: self._score(name) for name in self.scorers}
         dev = scores["dev"]
         loyal: dict[str, float] = {key: dev[key] for key in ("ll", "pl") if key in dev}

@@ -33,7 +33,8 @@ def serve_teacher(config: RunConfig, place: Place, stop: StopSignal) -> None:
 
     def compute(request: Request, spec: SignalSpec) -> WireSignal:
         inputs = request.unpack(place.device)
-        return pack_signal(compute_signal(parts, *inputs, spec), inputs[1])
+        labels_B = None if request.labels_B is None else request.labels_B.long().to(place.device)
+        return pack_signal(compute_signal(parts, *inputs, spec, labels_B=labels_B), inputs[1])
 
     host = TeacherHost(
         compute,

@@ -13,8 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from distill_dist.config.check_alignment import check_alignment
 from distill_dist.config.deepspeed_json import load_deepspeed_json
+from distill_dist.config.fields import describe_problem as _problem
 from distill_dist.config.fields import schema_fields, value_at
+from distill_dist.config.methods import is_gradient_method, matches_states
 from distill_dist.config.schema import RunConfig
 from distill_dist.config.split_names import split_name_problem
 from distill_dist.errors import UserError
@@ -80,9 +83,16 @@ RANGES: dict[str, Range] = {
     "weight.kd": _SHARE,
     "weight.patience": Range(0),
     "weight.gradient": Range(0),
+    "weight.attribution": Range(0),
+    "weight.noise": Range(0),
     "objective.temperature": Range(0, low_open=True),
     "objective.teacher_layers": _LAYERS,
     "objective.student_layers": _LAYERS,
+    "objective.attribution_top_k": Range(0, 65536),
+    "objective.noise_std": Range(0, low_open=True),
+    "objective.noise_draws": Range(1, 64),
+    "alignment.step": Range(0, 0.1, low_open=True),
+    "alignment.tolerance": Range(0, low_open=True),
     "batch.size": _COUNT,
     "batch.micro_tokens": _COUNT,
     "batch.length_window": _COUNT,
@@ -104,16 +114,6 @@ RANGES: dict[str, Range] = {
 """Dotted key -> the numbers it takes; for a list, each of its entries."""
 
 
-def is_gradient_method(method: str) -> bool:
-    """Whether the method matches input gradients, so that the student is differentiated twice."""
-    return method in ("gkd", "gkd_cls")
-
-
-def matches_states(method: str) -> bool:
-    """Whether the method matches [CLS] states of inner layers."""
-    return method in ("pkd", "gkd_cls")
-
-
 def check_config(config: RunConfig, *, need: Need = "train") -> list[str]:
     """One line per problem of a tree whose method-dependent fields are filled in; empty when all is well.
 
@@ -123,15 +123,9 @@ def check_config(config: RunConfig, *, need: Need = "train") -> list[str]:
     if need != "evaluate":  # which reads only what was prepared
         rules.append(_data)
     if need == "train":
-        rules += [_student_source, _student_layers, _method, _matched_layers, _batch, _run]
+        rules += [_student_source, _student_layers, _method, _matched_layers, check_alignment, _batch, _run]
     # Other rules look at the files that the texts name.
     return list(_texts(config)) or [problem for rule in rules for problem in rule(config)]
-
-
-def _problem(config: RunConfig, key: str, text: str) -> str:
-    value = value_at(config, key)
-    shown = "null" if value is None else repr(list(value) if isinstance(value, tuple) else value)
-    return f"{key} = {shown}: {text}"
 
 
 def _ranges(config: RunConfig) -> Iterator[str]:
@@ -206,8 +200,8 @@ def _student_source(config: RunConfig) -> Iterator[str]:
     if shape.max_position_embeddings < config.data.max_length:
         text = f"must be at least data.max_length = {config.data.max_length}"
         yield _problem(config, "student.shape.max_position_embeddings", text)
-    if student.architecture == "distilbert":
-        yield _problem(config, "student.architecture", "needs student.path: the BERT whose layers fill it")
+    if student.architecture != "same":
+        yield _problem(config, "student.architecture", "needs student.path: the BERT that fills it")
     if student.layers is not None:
         yield _problem(config, "student.layers", "needs student.path; else shape.num_hidden_layers counts")
     if student.freeze_embeddings:
@@ -233,19 +227,12 @@ def _student_layers(config: RunConfig) -> Iterator[str]:
 
 
 def _method(config: RunConfig) -> Iterator[str]:
-    method, student = config.method, config.student
+    method = config.method
     if method == "finetune":
         if config.cluster.teachers > 0:
             yield _problem(config, "cluster.teachers", "method finetune asks no teacher; must be 0")
     elif not config.teacher.path:
         yield _problem(config, "teacher.path", f"required with method: {method}")
-    if is_gradient_method(method):
-        if student.dropout:
-            text = f"must be 0 with method: {method} (gradients under dropout are biased, METHOD.md §2)"
-            yield _problem(config, "student.dropout", text)
-        if student.attention != "eager":
-            text = f"must be eager or auto with method: {method} (no fused kernel has a second derivative)"
-            yield _problem(config, "student.attention", text)
 
 
 def _matched_layers(config: RunConfig) -> Iterator[str]:
@@ -257,7 +244,8 @@ def _matched_layers(config: RunConfig) -> Iterator[str]:
     for key in ("objective.teacher_layers", "objective.student_layers"):
         if not _increasing(value_at(config, key)):
             yield _problem(config, key, "must be strictly increasing")
-    layers = student.layers if student.path else student.shape.num_hidden_layers
+    own_shape = not student.path or student.architecture == "electra"
+    layers = student.shape.num_hidden_layers if own_shape else student.layers
     if layers is None:
         return
     if max(objective.student_layers, default=0) > layers:

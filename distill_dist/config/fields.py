@@ -96,6 +96,13 @@ def value_at(config: RunConfig, key: str) -> Any:
     return value
 
 
+def describe_problem(config: RunConfig, key: str, text: str) -> str:
+    """`key = value: text`, as messages say it."""
+    value = value_at(config, key)
+    shown = "null" if value is None else repr(list(value) if isinstance(value, tuple) else value)
+    return f"{key} = {shown}: {text}"
+
+
 def nearest_key(key: str) -> str | None:
     """The valid dotted key that a wrong one most likely meant, or None.
 

@@ -12,7 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distill_dist.config.check import Need, check_config, is_gradient_method
+from distill_dist.config.check import Need, check_config
 from distill_dist.config.fields import (
     SchemaField,
     join,
@@ -22,6 +22,7 @@ from distill_dist.config.fields import (
     schema_sections,
     value_at,
 )
+from distill_dist.config.methods import is_aligned, is_gradient_method
 from distill_dist.config.schema import DataConfig, RunConfig
 from distill_dist.errors import UserError
 
@@ -55,11 +56,12 @@ def resolve_defaults(config: RunConfig) -> RunConfig:
     gradients = is_gradient_method(config.method)
     student, weight, objective = config.student, config.weight, config.objective
     if student.dropout is None:
-        student = replace(student, dropout=0.0 if gradients else 0.1)
+        student = replace(student, dropout=0.0 if is_aligned(config) else 0.1)
     if student.freeze_embeddings is None:
         student = replace(student, freeze_embeddings=gradients)
     if student.attention == "auto":
-        student = replace(student, attention="eager" if gradients else "sdpa")
+        once = config.alignment.route == "central_difference" or student.compile
+        student = replace(student, attention="eager" if is_aligned(config) and not once else "sdpa")
     if weight.gradient is None and gradients:
         weight = replace(weight, gradient=0.5 if config.method == "gkd" else 0.1)
     if objective.kd_scale == "auto":

@@ -95,9 +95,10 @@ class StudentConfig:
     """Weights to start from: folder, hub name or `pkg://PACKAGE/FOLDER`. Empty: random weights of `shape`."""
     shape: ShapeConfig = field(default_factory=ShapeConfig)
     """Shape for random weights."""
-    architecture: Literal["same", "distilbert"] = "same"
+    architecture: Literal["same", "distilbert", "electra"] = "same"
     """`same`: the family of `path`. `distilbert`: DistilBERT's shape (no segment embedding, no pooler)
-    filled with the embeddings and layers of a BERT at `path`."""
+    filled with the embeddings and layers of a BERT at `path`. `electra`: the embeddings of a BERT at `path`,
+    projected to the width of `shape`, and random layers of its sizes: a student narrower than its teacher."""
     layers: int | None = None
     """Layers to keep of `path`. None: all."""
     layer_copy: Literal["first", "even", "list"] = "first"
@@ -109,9 +110,13 @@ class StudentConfig:
     (METHOD.md §2 says why), 0.1 for the others."""
     freeze_embeddings: bool | None = None
     """Keep the copied embedding block fixed. None: true for gradient methods, false for the others."""
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
-    """Attention kernel. `auto`: `eager` where a gradient is differentiated again (no fused kernel has a
-    second derivative), else `sdpa`."""
+    attention: Literal["auto", "eager", "math", "sdpa"] = "auto"
+    """Attention kernel. `math` is torch's plain one, for every attention of the process. `auto`: `eager` where
+    a gradient is differentiated twice (no fused kernel has a second derivative), else `sdpa`."""
+    checkpointing: bool = False
+    """Keep each layer's input alone and run the layer again in the backward: less memory, more time."""
+    compile: bool = False
+    """Compile each layer with torch.compile. Not with double_backward, nor at ZeRO 3."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,10 @@ class WeightConfig:
     """β of PKD and GKD-CLS: matched [CLS] states (the term carries 1/H); at least 0."""
     gradient: float | None = None
     """β of GKD, γ of GKD-CLS: matched gradients; at least 0. None: 0.5 for `gkd`, 0.1 for `gkd_cls`."""
+    attribution: float = 0.0
+    """Matched token attributions (AD-KD), beside any method that distils; at least 0."""
+    noise: float = 0.0
+    """Distillation at noisy embeddings (Jacobian matching), beside any method that distils; at least 0."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,39 @@ class ObjectiveConfig:
     """Teacher layers matched at [CLS], counted from 1. Empty: evenly spaced, the last one unmatched."""
     student_layers: tuple[int, ...] = ()
     """Student layers matched to them; as many. Empty: 1 to layers - 1."""
+
+
+    attribution_top_k: int = 0
+    """Dimensions of a token that its attribution counts, the largest ones; 0: all."""
+    attribution_norm: Literal["l1", "l2"] = "l2"
+    """Distance of two attributions: sum over tokens of absolute (`l1`) or squared (`l2`) differences."""
+    noise_std: float = 0.1
+    """σ of the noise on every number of the embedding output; above 0."""
+    noise_draws: int = 1
+    """Draws of noise per sample; each costs a forward of both models; 1 to 64."""
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """How gradients are matched; read where `method` or `weight.attribution` matches them."""
+
+    route: Literal["auto", "double_backward", "central_difference"] = "auto"
+    """`double_backward`: exact; eager or math attention. `central_difference`: two forwards beside the point,
+    first-order only, so any kernel, ZeRO 3 and compile; fp32 weights. `auto`: the cheapest that is right."""
+    signal: Literal["own_max", "teacher_max", "label", "all_classes"] = "own_max"
+    """Whose margin is differentiated: of each model's own prediction (the paper), of the teacher's, of the true
+    class, or of every class in turn (one backward each)."""
+    positions: Literal["auto", "embedding", "cls", "both"] = "auto"
+    """Where gradients are matched: at the embedding output of every token, at [CLS] of the matched layers, or at
+    both. `auto`: `embedding` for `gkd`, `both` for `gkd_cls`."""
+    step: float = 0.005
+    """How far `central_difference` moves a sample's points, relative to their norm; above 0, to 0.1."""
+    probe: bool = True
+    """Before the first step, compare the gradient of the whole objective with plain double backward of an fp32
+    copy on a few rows, and stop where they differ."""
+    tolerance: float | None = None
+    """Largest error the probe lets pass, relative to the aligned terms' own gradient; above 0. None: 0.001, 0.02
+    for `central_difference`, 0.1 in bf16."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +231,9 @@ class TrainConfig:
     on from there; 0: no limit."""
     clip_norm: float = 1.0
     """Largest gradient norm; 0 turns clipping off."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the students; losses are fp32 in both."""
+    precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"
+    """Arithmetic of the students: `bf16` weights with fp32 masters, or fp32 weights and `bf16_autocast` in
+    forwards; losses are fp32 in all. fp16 is not offered: unit gradients underflow in it."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the newest complete checkpoint of `run_dir`; `never` refuses a folder with one."""
     checkpoint_every: int = 0
@@ -248,6 +291,7 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     weight: WeightConfig = field(default_factory=WeightConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -119,11 +119,13 @@ class StepLoader:
 def evaluation_batches(
     split: RowSource, *, rank: int, size: int, micro_tokens: int, pad_token_id: int
 ) -> Iterator[Batch]:
-    """This rank's share of all rows of a split, each row on exactly one rank, grouped by length.
+    """This rank's share of all rows of a split, each row real on exactly one rank, grouped by length.
 
-    Ranks may get different numbers of batches: run no collective inside the loop. There are no fillers.
+    Every rank gets as many batches, because a forward is a collective where weights are sharded.
     """
-    shares = partition(split.lengths, size=size, budget=micro_tokens)[rank]
-    for share in shares:
+    shortest = np.array([np.argmin(split.lengths)])
+    for share in partition(split.lengths, size=size, budget=micro_tokens)[rank]:
         if len(share):
             yield collate(split.read(share), pad_token_id=pad_token_id)
+        else:
+            yield filler(split.read(shortest)[0], pad_token_id=pad_token_id)

@@ -40,7 +40,7 @@ def _each(batch: Batch) -> tuple[Batch]:
 
 @dataclass(frozen=True)
 class SplitScorer:
-    """Scores models on one split; ``batches`` are this rank's share of its rows."""
+    """Scores models on one split; ``batches`` are this rank's share of its rows, as many on every rank."""
 
     labels_N: NDArray[np.int32]
     batches: tuple[Batch, ...]
@@ -54,7 +54,8 @@ class SplitScorer:
         """Logits of every row of the split in row order; a collective."""
         found = torch.zeros(len(self.labels_N), self.num_classes, dtype=torch.float64)
         for batch, (signal,) in source.signals(self.batches, _each, LOGITS, ahead=self.ahead):
-            found[batch.ids_B] = signal.logits_BC.double().cpu()
+            real_B = batch.is_real_B
+            found[batch.ids_B[real_B]] = signal.logits_BC[real_B.to(signal.logits_BC.device)].double().cpu()
         gathered: NDArray[np.float64] = self.sum_(found.to(self.device)).cpu().numpy()
         return gathered
 
@@ -68,12 +69,12 @@ class SplitScorer:
         ours = student.signals(self.batches, _each, SALIENCY, ahead=self.ahead)
         total = torch.zeros(2, dtype=torch.float64)
         for (batch, (student_signal,)), (_, (teacher_signal,)) in zip(ours, theirs, strict=True):
-            assert student_signal.embedding_gradient_norm_BL is not None
-            assert teacher_signal.embedding_gradient_norm_BL is not None
+            assert student_signal.embedding_gradient_norm_BLV is not None
+            assert teacher_signal.embedding_gradient_norm_BLV is not None
             values = spearman_per_row(
-                student_signal.embedding_gradient_norm_BL,
-                teacher_signal.embedding_gradient_norm_BL,
-                batch.attention_mask_BL,
+                student_signal.embedding_gradient_norm_BLV[..., 0],
+                teacher_signal.embedding_gradient_norm_BLV[..., 0],
+                batch.attention_mask_BL * batch.is_real_B[:, None],
             )
             total += torch.tensor([sum(values), len(values)], dtype=torch.float64)
         value, rows = self.sum_(total.to(self.device)).tolist()

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig
 
 from distill_dist.errors import UserError
-from distill_dist.models.copy_weights import copy_into_distilbert, copy_into_same
+from distill_dist.models.copy_weights import copy_into_distilbert, copy_into_electra, copy_into_same
+from distill_dist.models.encoder import encoder_parts
 from distill_dist.models.layer_map import copied_layers
 
 
@@ -89,7 +90,6 @@ def random_student(
         )
     except ValueError as error:
         raise UserError(f"student.shape: {str(error).splitlines()[0]}") from error
-    config._attn_implementation = "sdpa"
     return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
 
 
@@ -101,13 +101,18 @@ def student_from(
     how: str,
     chosen: tuple[int, ...],
     labels: tuple[str, ...],
+    shape: dict[str, Any] | None = None,
 ) -> Any:
     """A student filled with the embeddings and some layers of the model at ``path``; a new pooler and classifier.
 
     With ``architecture: same`` and every layer kept the pooler is copied as well (plain fine-tuning of a
-    pretrained model). METHOD.md §1, "Student of the paper".
+    pretrained model). METHOD.md §1, "Student of the paper". ``architecture: electra`` takes the embeddings alone;
+    its layers are random, of the sizes in ``shape``, and ``keep``, ``how`` and ``chosen`` say nothing.
     """
     source, _ = _from_pretrained(path)  # its head, trained or not, is dropped
+    if architecture == "electra":
+        assert shape is not None
+        return copy_into_electra(source, shape, _classes(labels))
     layers = copied_layers(source.config.num_hidden_layers, keep=keep, how=how, chosen=chosen)
     if architecture == "distilbert":
         return copy_into_distilbert(source, layers, _classes(labels))
@@ -123,21 +128,52 @@ def _classes(labels: tuple[str, ...]) -> dict[str, Any]:
 
 
 def set_attention(model: Any, attention: str) -> None:
-    """Switch the attention kernel; `eager` alone can be differentiated twice (FACTS)."""
-    model.set_attn_implementation(attention)
+    """Switch the attention kernel; `eager` alone can be differentiated twice (FACTS).
+
+    Raises UserError where the model's family does not have it.
+    """
+    kernels = encoder_parts(model).attention_kernels
+    if attention not in kernels:
+        raise UserError(
+            f"student.attention={attention}: a {model.config.model_type} has only the kernel {' or '.join(kernels)}; "
+            f"set student.attention={kernels[0]}"
+        )
+    if model.config._attn_implementation != attention:  # DeBERTa warns of any call, even of eager
+        model.set_attn_implementation(attention)
+
+
+def set_checkpointing(model: Any) -> None:
+    """Layers keep their inputs alone and run again in the backward; in train mode only.
+
+    Non-reentrant: the other kind cannot be differentiated twice.
+    """
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:  # its name in earlier transformers
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+# What the six families' configurations call their dropouts.
+_DROPOUT_NAMES = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",  # BERT, RoBERTa, ELECTRA
+    "dropout", "attention_dropout", "seq_classif_dropout",  # DistilBERT
+    "pooler_dropout", "cls_dropout",  # DeBERTa-v2, beside BERT's first two
+    "embedding_dropout", "mlp_dropout",  # ModernBERT, beside attention_dropout and classifier_dropout
+)  # fmt: skip
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Every dropout of the model, and what its configuration says of it, becomes ``probability``."""
     config: PreTrainedConfig = model.config  # type: ignore[assignment]
-    for name in (
-        "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
-        "dropout", "attention_dropout", "seq_classif_dropout",
-    ):  # fmt: skip
+    for name in _DROPOUT_NAMES:
         if hasattr(config, name):
             setattr(config, name, probability)
-    for module in model.modules():
+    for module in list(model.modules()):
         if isinstance(module, nn.Dropout):
             module.p = probability
-        elif isinstance(getattr(module, "dropout_prob", None), float):
-            module.dropout_prob = probability  # type: ignore[assignment]
+        for name in ("dropout_prob", "attention_dropout"):  # numbers that a forward reads
+            if isinstance(getattr(module, name, None), int | float):
+                setattr(module, name, probability)
+        if isinstance(getattr(module, "out_drop", None), nn.Identity):
+            module.out_drop = nn.Dropout(probability)  # ModernBERT builds none where it was 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,9 +18,14 @@ class EncoderParts:
 
     model: nn.Module
     embeddings: nn.Module
-    layers: tuple[nn.Module, ...]  # layer j of the papers is layers[j - 1]
+    layers: tuple[nn.Module, ...]  # h_j of the papers is what layers[j - 1] puts out
     hidden_size: int
-    takes_token_types: bool  # DistilBERT and ModernBERT know no segments
+    embedding_size: int  # width of the embedding block's output; a small ELECTRA's differs from hidden_size
+    takes_token_types: bool  # False also where the vocabulary of segments has one entry (RoBERTa) or none
+    pools_cls: (
+        bool  # False: the classifier reads the mean over tokens, and the last layers' [CLS] means nothing
+    )
+    attention_kernels: tuple[str, ...]  # of `eager` and `sdpa`
 
     def logits_BC(self, input_ids_BL: Tensor, attention_mask_BL: Tensor, token_type_ids_BL: Tensor) -> Tensor:
         """One forward: class logits [B, C] in fp32 or better, graph attached where gradients are on."""
@@ -29,20 +35,42 @@ class EncoderParts:
 
 
 def encoder_parts(model: nn.Module) -> EncoderParts:
-    """The parts of ``model`` (BERT, RoBERTa, ELECTRA, DistilBERT shaped). Raises UserError for other shapes."""
-    base = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
-    embeddings = getattr(base, "embeddings", None)
-    stack = getattr(base, "encoder", None) or getattr(base, "transformer", None)
-    layers = getattr(stack, "layer", None)
-    if not isinstance(embeddings, nn.Module) or not isinstance(layers, nn.ModuleList):
-        raise UserError(
-            f"{type(model).__name__} does not have the parts of a supported encoder (an embedding block and a list "
-            "of layers); use BERT, RoBERTa, ELECTRA or DistilBERT"
-        )
+    """The parts of ``model``: BERT, RoBERTa, ELECTRA, DistilBERT, DeBERTa-v2 or ModernBERT shaped.
+
+    Raises UserError for other shapes.
+    """
+    layers = layer_list(model)
+    base = getattr(model, str(model.base_model_prefix))
+    config: Any = model.config
+    knows_segments = getattr(config, "type_vocab_size", 2) > 1
     return EncoderParts(
         model=model,
-        embeddings=embeddings,
-        layers=tuple(layers),
-        hidden_size=int(model.config.hidden_size),  # type: ignore[union-attr, arg-type]
-        takes_token_types="token_type_ids" in inspect.signature(model.forward).parameters,
+        embeddings=base.embeddings,
+        layers=(_first_output(base, layers), *layers[1:]),
+        hidden_size=int(config.hidden_size),
+        embedding_size=int(
+            config.embedding_size if hasattr(base, "embeddings_project") else config.hidden_size
+        ),
+        takes_token_types=knows_segments and "token_type_ids" in inspect.signature(model.forward).parameters,
+        pools_cls=getattr(config, "classifier_pooling", "cls") == "cls",
+        attention_kernels=("eager", "sdpa") if getattr(model, "_supports_sdpa", False) else ("eager",),
     )
+
+
+def layer_list(model: nn.Module) -> nn.ModuleList:
+    """The list of layers inside ``model``. Raises UserError where it is no encoder of a supported shape."""
+    base = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
+    stack = getattr(base, "encoder", None) or getattr(base, "transformer", None)
+    layers = getattr(base, "layers", None) if stack is None else getattr(stack, "layer", None)
+    if not isinstance(getattr(base, "embeddings", None), nn.Module) or not isinstance(layers, nn.ModuleList):
+        raise UserError(
+            f"{type(model).__name__} does not have the parts of a supported encoder (an embedding block and a list "
+            "of layers); use BERT, RoBERTa, ELECTRA, DistilBERT, DeBERTa-v2 or ModernBERT"
+        )
+    return layers
+
+
+def _first_output(base: Any, layers: nn.ModuleList) -> nn.Module:
+    """The module that puts out h_1: in the large DeBERTa-v2 a convolution, which reads layer 1 and E."""
+    convolution = getattr(getattr(base, "encoder", None), "conv", None)
+    return convolution if isinstance(convolution, nn.Module) else layers[0]

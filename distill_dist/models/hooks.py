@@ -1,8 +1,9 @@
 """Gradients at inner points of an unchanged Hugging Face forward.
 
-A forward hook adds a zero perturbation δ to the output of the embedding block or of a layer; the gradient with
-respect to δ is the gradient at that point (FACTS: exact to 6e-8 on six families). Nothing of a model's forward
-is re-implemented, and embeddings stay trainable where they are.
+A forward hook adds a perturbation δ to the output of the embedding block or of a layer. Where δ is a zero that
+requires a gradient, the gradient with respect to it is the gradient at that point (FACTS: exact to 6e-8 on six
+families); where it is a given displacement, the model is evaluated beside the point. Nothing of a model's
+forward is re-implemented, and embeddings stay trainable where they are.
 """
 
 from __future__ import annotations
@@ -19,10 +20,19 @@ from torch.nn import functional
 from distill_dist.models.encoder import EncoderParts
 
 
+@dataclass(frozen=True)
+class Displacement:
+    """Where beside its own points a model is evaluated: constants added at the embeddings and at [CLS]."""
+
+    embedding_BLH: Tensor | None
+    cls_BKH: Tensor | None  # K in the order of the watched layers
+
+
 @dataclass
 class InnerPoints:
     """What the hooks saw in the last forward; filled while the model runs."""
 
+    embedding_BLH: Tensor | None = None
     embedding_delta_BLH: Tensor | None = None
     cls_deltas_B1H: dict[int, Tensor] = field(default_factory=dict)
     cls_states_BH: dict[int, Tensor] = field(default_factory=dict)
@@ -30,34 +40,56 @@ class InnerPoints:
 
 @contextmanager
 def watch_points(
-    parts: EncoderParts, *, layers: tuple[int, ...], embedding_gradient: bool, cls_gradients: bool
+    parts: EncoderParts,
+    *,
+    layers: tuple[int, ...],
+    embedding_gradient: bool,
+    cls_gradients: bool,
+    displacement: Displacement | None = None,
 ) -> Iterator[InnerPoints]:
-    """Inside the block every forward of ``parts.model`` records [CLS] states and perturbations.
+    """Inside the block one forward of ``parts.model`` records its inner points and perturbs them.
 
     ``layers`` (from 1) give their [CLS] state, and with ``cls_gradients`` a perturbation at [CLS];
-    ``embedding_gradient`` perturbs every position of the embedding output.
+    ``embedding_gradient`` perturbs every position of the embedding output. ``displacement`` is added instead
+    of a zero that requires a gradient. What activation checkpointing computes again changes nothing that was
+    recorded.
     """
     points = InnerPoints()
 
     def at_embedding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        points.embedding_delta_BLH = torch.zeros_like(output, requires_grad=True)
-        return output + points.embedding_delta_BLH
+        points.embedding_BLH = output
+        if displacement is not None:
+            return output if displacement.embedding_BLH is None else output + displacement.embedding_BLH
+        if embedding_gradient:
+            points.embedding_delta_BLH = torch.zeros_like(output, requires_grad=True)
+            return output + points.embedding_delta_BLH
+        return output
 
-    def at_layer(layer: int) -> Any:
+    def at_layer(place: int, layer: int) -> Any:
+        def delta_B1H(hidden_BLH: Tensor) -> Tensor | None:
+            if displacement is not None:
+                return None if displacement.cls_BKH is None else displacement.cls_BKH[:, place, None]
+            if not cls_gradients:
+                return None
+            if layer not in points.cls_deltas_B1H:  # else a checkpointed layer, run again
+                points.cls_deltas_B1H[layer] = torch.zeros_like(hidden_BLH[:, :1], requires_grad=True)
+            return points.cls_deltas_B1H[layer]
+
         def hook(module: nn.Module, inputs: Any, output: Tensor | tuple[Tensor, ...]) -> Any:
             hidden_BLH = output if isinstance(output, Tensor) else output[0]
-            if cls_gradients:
-                delta_B1H = torch.zeros_like(hidden_BLH[:, :1], requires_grad=True)
-                points.cls_deltas_B1H[layer] = delta_B1H
-                hidden_BLH = hidden_BLH + functional.pad(delta_B1H, (0, 0, 0, hidden_BLH.shape[1] - 1))
-            points.cls_states_BH[layer] = hidden_BLH[:, 0]
+            delta = delta_B1H(hidden_BLH)
+            if delta is not None:
+                hidden_BLH = hidden_BLH + functional.pad(delta, (0, 0, 0, hidden_BLH.shape[1] - 1))
+            points.cls_states_BH.setdefault(layer, hidden_BLH[:, 0])
             return hidden_BLH if isinstance(output, Tensor) else (hidden_BLH, *output[1:])
 
         return hook
 
-    handles = [parts.layers[layer - 1].register_forward_hook(at_layer(layer)) for layer in layers]
-    if embedding_gradient:
-        handles.append(parts.embeddings.register_forward_hook(at_embedding))
+    handles = [
+        parts.layers[layer - 1].register_forward_hook(at_layer(place, layer))
+        for place, layer in enumerate(layers)
+    ]
+    handles.append(parts.embeddings.register_forward_hook(at_embedding))
     try:
         yield points
     finally:
@@ -66,12 +98,12 @@ def watch_points(
 
 
 def gradients_at(
-    signal: Tensor, points: InnerPoints, *, layers: tuple[int, ...], create_graph: bool
+    signals_V: Tensor, points: InnerPoints, *, layers: tuple[int, ...], create_graph: bool, retain_graph: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the scalar ``signal`` at the perturbed points, in one backward.
+    """Gradients of every scalar of ``signals_V`` at the perturbed points, one backward each.
 
-    Returns (embedding gradient [B, L, H], [CLS] gradients [B, K, H]); None where nothing was perturbed. With
-    ``create_graph`` they can be differentiated again.
+    Returns (embedding gradients [B, L, V, H], [CLS] gradients [B, K, V, H]); None where nothing was perturbed.
+    With ``create_graph`` they can be differentiated again; with ``retain_graph`` the forward can.
     """
     at = [points.cls_deltas_B1H[layer] for layer in layers if layer in points.cls_deltas_B1H]
     num_cls = len(at)
@@ -79,6 +111,13 @@ def gradients_at(
         at.append(points.embedding_delta_BLH)
     if not at:
         return None, None
-    found = torch.autograd.grad(signal, at, create_graph=create_graph)
-    cls_BKH = torch.cat(found[:num_cls], dim=1) if num_cls else None
-    return (found[num_cls] if len(found) > num_cls else None), cls_BKH
+    views = signals_V.unbind()
+    embedding, cls = [], []
+    for place, signal in enumerate(views):
+        keep = create_graph or retain_graph or place < len(views) - 1
+        found = torch.autograd.grad(signal, at, create_graph=create_graph, retain_graph=keep)
+        cls.append(found[:num_cls])
+        embedding.append(found[num_cls:])
+    cls_BKVH = torch.stack([torch.cat(view, dim=1) for view in cls], dim=2) if num_cls else None
+    embedding_BLVH = torch.stack([view[0] for view in embedding], dim=2) if embedding[0] else None
+    return embedding_BLVH, cls_BKVH

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from distill_dist.objectives.alignment import direction_distance, patience_B
+from distill_dist.objectives.attribution import attribution_distance_B
 from distill_dist.objectives.divergences import cross_entropy_B, distillation_B
-from distill_dist.records import Batch, BatchCounts, SignalSpec, StudentOutput, TeacherSignal
+from distill_dist.objectives.noise import noisy_distillation_B
+from distill_dist.records import (
+    Batch,
+    BatchCounts,
+    NoiseSpec,
+    SignalSpec,
+    StudentOutput,
+    TeacherSignal,
+)
 
 
 @dataclass(frozen=True)
@@ -30,19 +40,38 @@ METHODS = {
     "gkd_cls": Terms(distillation=True, patience=True, embedding_gradient=True, cls_gradients=True),
 }
 
+# Terms that are functions of the student's own gradients.
+ALIGNED = ("gradient_embedding", "gradient_cls", "attribution")
+
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Sums of one micro-batch, not yet divided; ``weights`` and ``per_token`` say how they add up."""
+    """Sums of one micro-batch, not yet divided; ``weights`` and ``count_of`` say how they add up.
+
+    ``surrogate`` is a scalar of which only the gradient counts: that of the aligned terms through the student's
+    gradients, already weighted and divided (``central_difference``).
+    """
 
     sums: dict[str, Tensor]
     zero_rows: Tensor  # real tokens or sequences whose gradient has no direction: an error
     weights: dict[str, float]
+    surrogate: Tensor | None = None
 
     def total(self, counts: BatchCounts) -> Tensor:
         """This micro-batch's share of the global batch's loss: Σ weight · sum / global count."""
-        shares = [self.weights[name] * value / count_of(name, counts) for name, value in self.sums.items()]
-        return torch.stack(shares).sum()
+        total = self.share_of(tuple(self.sums), counts)
+        if self.surrogate is not None:
+            total = total + (self.surrogate - self.surrogate.detach())
+        return total
+
+    def share_of(self, names: tuple[str, ...], counts: BatchCounts) -> Tensor:
+        """The share of some terms alone; 0 where none of them is there."""
+        shares = [
+            self.weights[name] * value / count_of(name, counts)
+            for name, value in self.sums.items()
+            if name in names
+        ]
+        return torch.stack(shares).sum() if shares else torch.zeros(())
 
 
 def count_of(term: str, counts: BatchCounts) -> int:
@@ -58,8 +87,14 @@ class Objective:
     kd: float = 0.5  # α: share of the teacher's logits
     patience: float = 100.0
     gradient: float = 0.1
+    attribution: float = 0.0
+    noise: float = 0.0
     temperature: float = 5.0
     kd_per_class: bool = False
+    signal: str = "own_max"
+    attribution_top_k: int = 0
+    attribution_norm: str = "l2"
+    noise_spec: NoiseSpec | None = None
     teacher_layers: tuple[int, ...] = ()
     student_layers: tuple[int, ...] = ()
 
@@ -76,8 +111,15 @@ class Objective:
             "patience": self.patience if self.terms.patience else 0.0,
             "gradient_embedding": self.gradient if self.terms.embedding_gradient else 0.0,
             "gradient_cls": self.gradient if self.terms.cls_gradients else 0.0,
+            "attribution": self.attribution,
+            "noisy_distillation": self.noise,
         }
         return {name: weight for name, weight in found.items() if weight != 0.0}
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the student's own gradients are trained, so that it is differentiated twice."""
+        return bool(self.weights.keys() & set(ALIGNED))
 
     @property
     def signal_spec(self) -> SignalSpec | None:
@@ -91,47 +133,111 @@ class Objective:
             cls_states="patience" in names,
             cls_gradients="gradient_cls" in names,
             embedding_gradient="gradient_embedding" in names,
+            signal=self.signal,
+            attribution_top_k=self.attribution_top_k if "attribution" in names else None,
+            noise=self.noise_spec if "noisy_distillation" in names else None,
         )
 
-    def __call__(self, student: StudentOutput, teacher: TeacherSignal | None, batch: Batch) -> LossTerms:
-        """Sums of every term over the real rows of ``batch``; ``teacher`` may be None for ``finetune``."""
+    def __call__(
+        self,
+        student: StudentOutput,
+        teacher: TeacherSignal | None,
+        batch: Batch,
+        *,
+        names: tuple[str, ...] | None = None,
+    ) -> LossTerms:
+        """Sums of every term over the real rows of ``batch``; ``teacher`` may be None for ``finetune``.
+
+        With ``names`` of those terms alone, for which ``student`` must hold what they compare.
+        """
         weights = self.weights
-        real_B = batch.is_real_B
-        zero_rows = torch.zeros((), device=real_B.device)
         sums: dict[str, Tensor] = {}
-
-        def add(name: str, value: Tensor, where: Tensor) -> None:
-            sums[name] = value.masked_fill(~where, 0.0).sum()
-
-        if "cross_entropy" in weights:
-            add("cross_entropy", cross_entropy_B(student.logits_BC, batch.labels_B), real_B)
-        if teacher is None:
-            return LossTerms(sums, zero_rows, weights)
-        if "distillation" in weights:
-            values_B = distillation_B(
-                student.logits_BC,
-                teacher.logits_BC,
-                temperature=self.temperature,
-                per_class=self.kd_per_class,
-            )
-            add("distillation", values_B, real_B)
-        if "patience" in weights:
-            assert student.cls_states_BKH is not None
-            assert teacher.cls_states_BKH is not None
-            add("patience", patience_B(student.cls_states_BKH, teacher.cls_states_BKH), real_B)
-        if "gradient_embedding" in weights:
-            assert student.embedding_gradient_BLH is not None
-            assert teacher.embedding_gradient_BLH is not None
-            real_BL = batch.attention_mask_BL.bool() & real_B[:, None]
-            distance_BL, zero_BL = direction_distance(
-                student.embedding_gradient_BLH, teacher.embedding_gradient_BLH
-            )
-            add("gradient_embedding", distance_BL, real_BL)
-            zero_rows = zero_rows + (zero_BL & real_BL).sum()
-        if "gradient_cls" in weights:
-            assert student.cls_gradients_BKH is not None
-            assert teacher.cls_gradients_BKH is not None
-            distance_BK, zero_BK = direction_distance(student.cls_gradients_BKH, teacher.cls_gradients_BKH)
-            add("gradient_cls", distance_BK.sum(dim=1), real_B)
-            zero_rows = zero_rows + (zero_BK & real_B[:, None]).sum()
+        zero_rows = torch.zeros((), device=batch.is_real_B.device)
+        for name in weights:
+            if (teacher is None and name != "cross_entropy") or (names is not None and name not in names):
+                continue
+            found = _TERMS[name](self, student, teacher, batch)  # type: ignore[arg-type]
+            sums[name] = found.values.masked_fill(~found.counted, 0.0).sum()
+            if found.no_direction is not None:
+                zero_rows = zero_rows + (found.no_direction & found.counted).sum()
         return LossTerms(sums, zero_rows, weights)
+
+
+@dataclass(frozen=True)
+class _Term:
+    """Values of one term, which of them count, and where there was no direction to compare."""
+
+    values: Tensor
+    counted: Tensor
+    no_direction: Tensor | None = None
+
+
+def _cross_entropy(this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch) -> _Term:
+    return _Term(cross_entropy_B(student.logits_BC, batch.labels_B), batch.is_real_B)
+
+
+def _distillation(this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch) -> _Term:
+    values_B = distillation_B(
+        student.logits_BC,
+        teacher.logits_BC,
+        temperature=this.temperature,
+        per_class=this.kd_per_class,
+    )
+    return _Term(values_B, batch.is_real_B)
+
+
+def _noisy(this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch) -> _Term:
+    assert student.noisy_logits_BDC is not None
+    assert teacher.noisy_logits_BDC is not None
+    values_B = noisy_distillation_B(
+        student.noisy_logits_BDC,
+        teacher.noisy_logits_BDC,
+        temperature=this.temperature,
+        per_class=this.kd_per_class,
+    )
+    return _Term(values_B, batch.is_real_B)
+
+
+def _patience(this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch) -> _Term:
+    assert student.cls_states_BKH is not None
+    assert teacher.cls_states_BKH is not None
+    return _Term(patience_B(student.cls_states_BKH, teacher.cls_states_BKH), batch.is_real_B)
+
+
+def _gradient_embedding(
+    this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch
+) -> _Term:
+    assert student.embedding_gradient_BLVH is not None
+    assert teacher.embedding_gradient_BLVH is not None
+    distance_BLV, zero_BLV = direction_distance(
+        student.embedding_gradient_BLVH, teacher.embedding_gradient_BLVH
+    )
+    real_BL = batch.attention_mask_BL.bool() & batch.is_real_B[:, None]
+    return _Term(distance_BLV.mean(dim=-1), real_BL, zero_BLV.any(dim=-1))
+
+
+def _gradient_cls(this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch) -> _Term:
+    assert student.cls_gradients_BKVH is not None
+    assert teacher.cls_gradients_BKVH is not None
+    distance_BKV, zero_BKV = direction_distance(student.cls_gradients_BKVH, teacher.cls_gradients_BKVH)
+    return _Term(distance_BKV.mean(dim=-1).sum(dim=1), batch.is_real_B, zero_BKV.any(dim=-1).any(dim=-1))
+
+
+def _attribution(this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch) -> _Term:
+    assert student.attribution_BLC is not None
+    assert teacher.attribution_BLC is not None
+    values_B, zero_B = attribution_distance_B(
+        student.attribution_BLC, teacher.attribution_BLC, norm=this.attribution_norm
+    )
+    return _Term(values_B, batch.is_real_B, zero_B)
+
+
+_TERMS: dict[str, Callable[[Objective, StudentOutput, TeacherSignal, Batch], _Term]] = {
+    "cross_entropy": _cross_entropy,
+    "distillation": _distillation,
+    "patience": _patience,
+    "gradient_embedding": _gradient_embedding,
+    "gradient_cls": _gradient_cls,
+    "attribution": _attribution,
+    "noisy_distillation": _noisy,
+}

@@ -82,8 +82,9 @@ class LocalTeacher:
         """See Teacher."""
 
     def _compute(self, batch: Batch, spec: SignalSpec) -> TeacherSignal:
-        inputs = (batch.input_ids_BL, batch.attention_mask_BL, batch.token_type_ids_BL)
-        return compute_signal(self._parts, *inputs, spec)
+        return compute_signal(
+            self._parts, *batch.inputs, spec, labels_B=batch.labels_B if spec.needs_labels else None
+        )
 
 
 class RemoteTeacher:
@@ -132,7 +133,7 @@ class RemoteTeacher:
         # Any teacher gives the same signal: turns are taken.
         self._asked += 1
         number = self._asked % len(self._names)
-        return batch, number, self._call(number, host.ask, pack_request(batch), spec)
+        return batch, number, self._call(number, host.ask, pack_request(batch, labels=spec.needs_labels), spec)
 
     def _collect(self, item: T, asked: list[tuple[Batch, int, Reply]]) -> tuple[T, tuple[TeacherSignal, ...]]:
         start = time.perf_counter()

@@ -17,6 +17,7 @@ class Request:
     input_ids_BL: Tensor  # int32
     lengths_B: Tensor  # int32
     token_type_ids_BL: Tensor  # uint8
+    labels_B: Tensor | None  # int32, where the signal is a function of the label too
 
     def unpack(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """(input ids, attention mask, token types), int64 on ``device``."""
@@ -32,33 +33,42 @@ class WireSignal:
 
     logits_BC: Tensor
     cls_states_BKH: Tensor | None
-    cls_gradients_BKH: Tensor | None
-    embedding_gradient_NH: Tensor | None
-    embedding_gradient_norm_N: Tensor | None
+    cls_gradients_BKVH: Tensor | None
+    embedding_gradient_NVH: Tensor | None
+    embedding_gradient_norm_NV: Tensor | None
+    attribution_NC: Tensor | None
+    noisy_logits_BDC: Tensor | None
 
 
-def pack_request(batch: Batch) -> Request:
-    """The question a student asks about ``batch``, on the CPU."""
+def pack_request(batch: Batch, *, labels: bool) -> Request:
+    """The question a student asks about ``batch``, on the CPU; with its ``labels`` where the signal needs them."""
     return Request(
         input_ids_BL=batch.input_ids_BL.to("cpu", torch.int32),
         lengths_B=batch.attention_mask_BL.sum(dim=1).to("cpu", torch.int32),
         token_type_ids_BL=batch.token_type_ids_BL.to("cpu", torch.uint8),
+        labels_B=batch.labels_B.to("cpu", torch.int32) if labels else None,
     )
 
 
 def pack_signal(signal: TeacherSignal, attention_mask_BL: Tensor) -> WireSignal:
     """``signal`` without its padding, on the CPU."""
     real_BL = attention_mask_BL.bool()
-    gradient, norm = signal.embedding_gradient_BLH, signal.embedding_gradient_norm_BL
+
+    def rows(values: Tensor | None) -> Tensor | None:
+        # A clone, because a slice would bring the storage of the rows that filled up its batch.
+        return None if values is None else values.cpu().clone()
+
+    def tokens(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[real_BL].cpu()
+
     return WireSignal(
-        # Clones, because a slice would bring the storage of the rows that filled up its batch.
         logits_BC=signal.logits_BC.cpu().clone(),
-        cls_states_BKH=None if signal.cls_states_BKH is None else signal.cls_states_BKH.cpu().clone(),
-        cls_gradients_BKH=None
-        if signal.cls_gradients_BKH is None
-        else signal.cls_gradients_BKH.cpu().clone(),
-        embedding_gradient_NH=None if gradient is None else gradient[real_BL].cpu(),
-        embedding_gradient_norm_N=None if norm is None else norm[real_BL].cpu(),
+        cls_states_BKH=rows(signal.cls_states_BKH),
+        cls_gradients_BKVH=rows(signal.cls_gradients_BKVH),
+        embedding_gradient_NVH=tokens(signal.embedding_gradient_BLVH),
+        embedding_gradient_norm_NV=tokens(signal.embedding_gradient_norm_BLV),
+        attribution_NC=tokens(signal.attribution_BLC),
+        noisy_logits_BDC=rows(signal.noisy_logits_BDC),
     )
 
 
@@ -75,9 +85,11 @@ def unpack_signal(wire: WireSignal, attention_mask_BL: Tensor) -> TeacherSignal:
         return padded
 
     return TeacherSignal(
-        logits_BC=wire.logits_BC.to(device),
-        cls_states_BKH=None if wire.cls_states_BKH is None else wire.cls_states_BKH.to(device),
-        cls_gradients_BKH=None if wire.cls_gradients_BKH is None else wire.cls_gradients_BKH.to(device),
-        embedding_gradient_BLH=scatter(wire.embedding_gradient_NH),
-        embedding_gradient_norm_BL=scatter(wire.embedding_gradient_norm_N),
-    )
+        logits_BC=wire.logits_BC,
+        cls_states_BKH=wire.cls_states_BKH,
+        cls_gradients_BKVH=wire.cls_gradients_BKVH,
+        embedding_gradient_BLVH=scatter(wire.embedding_gradient_NVH),
+        embedding_gradient_norm_BLV=scatter(wire.embedding_gradient_norm_NV),
+        attribution_BLC=scatter(wire.attribution_NC),
+        noisy_logits_BDC=wire.noisy_logits_BDC,
+    ).to(device)

@@ -12,7 +12,8 @@ from distill_dist.records import Batch
 
 VOCABULARY = 40
 FIRST_WORD = 5  # below: special tokens; 1 is RoBERTa's padding
-FAMILIES = ("bert", "distilbert", "roberta", "electra")
+FAMILIES = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
+WITH_SDPA = tuple(family for family in FAMILIES if family != "deberta-v2")
 
 
 def tiny_encoder(
@@ -28,20 +29,12 @@ def tiny_encoder(
     **more: Any,
 ) -> Any:
     """A random classifier in eval mode. Initial weights of 0.3, not 0.02: its layers are far from linear."""
-    if family == "distilbert":
-        sizes = {"dim": hidden, "n_layers": layers, "n_heads": 2, "hidden_dim": 2 * hidden}
-        drop = {"dropout": dropout, "attention_dropout": dropout, "seq_classif_dropout": dropout}
-    else:
-        sizes = {
-            "hidden_size": hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 2,
-            "intermediate_size": 2 * hidden,
-        }
-        drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    if family == "electra":
-        sizes.setdefault("embedding_size", hidden)
-    options = {**sizes, **drop, **more}
+    options = {
+        **_SPECIAL.get(family, {}),
+        **_sizes(family, hidden, layers),
+        **_dropouts(family, dropout),
+        **more,
+    }
     config = AutoConfig.for_model(
         family,
         vocab_size=VOCABULARY,
@@ -55,6 +48,52 @@ def tiny_encoder(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
+
+
+# What the published models of these families have and their configurations' defaults have not.
+_SPECIAL: dict[str, dict[str, Any]] = {
+    "deberta-v2": {
+        "relative_attention": True,
+        "position_buckets": 4,
+        "pos_att_type": ["p2c", "c2p"],
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
+    "modernbert": {
+        # Layers 2 and 3 look 5 tokens to each side. A window that held padding alone would be NaN in float64 (and
+        # only there): the eager kernel rounds the mask's lowest float64 to −inf for its softmax in fp32.
+        "local_attention": 10,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "cls_token_id": None,
+        "sep_token_id": None,
+    },
+}
+
+
+def _sizes(family: str, hidden: int, layers: int) -> dict[str, Any]:
+    if family == "distilbert":
+        return {"dim": hidden, "n_layers": layers, "n_heads": 2, "hidden_dim": 2 * hidden}
+    sizes = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * hidden,
+    }
+    return {**sizes, "embedding_size": hidden} if family == "electra" else sizes
+
+
+def _dropouts(family: str, dropout: float) -> dict[str, Any]:
+    names: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    if family == "distilbert":
+        names = ("dropout", "attention_dropout", "seq_classif_dropout")
+    elif family == "deberta-v2":
+        names = (*names, "pooler_dropout", "cls_dropout")
+    elif family == "modernbert":
+        names = ("attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout")
+    return dict.fromkeys(names, dropout)
 
 
 def pad_token(family: str) -> int:
@@ -103,6 +142,6 @@ def take_rows(batch: Batch, rows: list[int], *, fillers: int = 0) -> Batch:
 
 def forward(model: Any, batch: Batch, **options: Any) -> Any:
     """The plain Hugging Face forward, segments where the family has them."""
-    if model.config.model_type != "distilbert":
+    if model.config.model_type not in ("distilbert", "modernbert"):
         options["token_type_ids"] = batch.token_type_ids_BL
     return model(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask_BL, **options)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_encoders import FAMILIES, forward, pad_token, ragged_batch, tiny_encoder
+from tiny_encoders import FAMILIES, WITH_SDPA, forward, pad_token, ragged_batch, tiny_encoder
 from torch import nn
 
 from distill_dist.errors import UserError
@@ -18,6 +18,7 @@ from distill_dist.models.build import (
     set_dropout,
     student_from,
 )
+from distill_dist.models.encoder import encoder_parts
 
 NAMES = ("entailment", "neutral", "contradiction")
 SHAPE = {
@@ -111,8 +112,10 @@ def test_a_message_calls_the_model_what_the_user_calls_it(tmp_path: Path) -> Non
         load_teacher(path, labels=("no", "yes"), attention="eager", what="the student")
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family", FAMILIES)
+KERNELS = [*((family, "eager") for family in FAMILIES), *((family, "sdpa") for family in WITH_SDPA)]
+
+
+@pytest.mark.parametrize(("family", "attention"), KERNELS)
 def test_dropout_of_zero_is_really_zero(family: str, attention: str) -> None:
     """In train mode two forwards agree to the bit, whatever the random numbers; with 0.1 they do not."""
     batch = ragged_batch((8, 3, 6), pad=pad_token(family))
@@ -132,14 +135,26 @@ def test_dropout_of_zero_is_really_zero(family: str, attention: str) -> None:
     assert torch.equal(first, second)
 
 
+def dropouts(model: nn.Module) -> dict[str, float]:
+    """Every dropout by its place, the numbers that attention reads at run time among them."""
+    found = {name: module.p for name, module in model.named_modules() if isinstance(module, nn.Dropout)}
+    read = {name: getattr(module, "attention_dropout", None) for name, module in model.named_modules()}
+    return {**found, **{f"{name}.attention": p for name, p in read.items() if isinstance(p, int | float)}}
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.2])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dropout_survives_export(family: str, tmp_path: Path) -> None:
-    """What a run sets must stand in the exported configuration, or loading it for training brings 0.1 back."""
-    model = tiny_encoder(family, layers=4, dtype=torch.float32, dropout=0.3)
-    set_dropout(model, 0.0)
+def test_dropout_survives_export(family: str, probability: float, tmp_path: Path) -> None:
+    """What a run sets must stand in the exported configuration, or loading it for training brings 0.1 back.
+
+    And a model built without dropout gets it everywhere where its family has one.
+    """
+    model = tiny_encoder(family, layers=4, dtype=torch.float32, dropout=0.3 if probability == 0 else 0.0)
+    set_dropout(model, probability)
     model.save_pretrained(tmp_path / "model")
     again = load_classifier(str(tmp_path / "model"), attention="eager")
-    assert {module.p for module in again.modules() if isinstance(module, nn.Dropout)} == {0.0}
+    assert set(dropouts(again).values()) == {probability}
+    assert probability == 0 or dropouts(model) == dropouts(again)
 
 
 def test_a_random_student_is_a_function_of_the_seed() -> None:
@@ -181,11 +196,43 @@ def test_student_from_copies_what_was_asked_for(tmp_path: Path) -> None:
     assert {model.config.num_labels for model in (whole, cut, distil)} == {2}
 
 
-def test_attention_kernels_agree() -> None:
-    """Only the kernel changes, not the function: float64, ~1e3 operations."""
-    model, batch = tiny_encoder("bert"), ragged_batch((8, 3, 6))
+@pytest.mark.parametrize("family", WITH_SDPA)
+def test_attention_kernels_agree(family: str) -> None:
+    """Only the kernel changes, not the function: float64, ~1e3 operations; ModernBERT's eager softmax is fp32."""
+    model, batch = tiny_encoder(family), ragged_batch((8, 3, 6), pad=pad_token(family))
     set_attention(model, "eager")
     eager = forward(model, batch).logits
     set_attention(model, "sdpa")
     assert model.config._attn_implementation == "sdpa"
-    assert torch.allclose(forward(model, batch).logits, eager, rtol=0, atol=1e-11)
+    tolerance = 1e-5 if family == "modernbert" else 1e-11
+    assert torch.allclose(forward(model, batch).logits, eager, rtol=0, atol=tolerance)
+
+
+def test_a_kernel_that_the_family_has_not_is_refused() -> None:
+    """Hugging Face would go on with eager and say so in its log."""
+    model = tiny_encoder("deberta-v2")
+    set_attention(model, "eager")
+    with pytest.raises(UserError, match=r"student\.attention=sdpa: a deberta-v2 has only the kernel eager"):
+        set_attention(model, "sdpa")
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_random_student_of_any_family(family: str) -> None:
+    shape = {**SHAPE, "model_type": family, "max_position_embeddings": 40}
+    model: Any = random_student(shape, vocab_size=40, pad_token_id=pad_token(family), labels=NAMES)
+    parts, batch = encoder_parts(model), ragged_batch((8, 3, 6), pad=pad_token(family))
+    assert (len(parts.layers), parts.hidden_size) == (2, 16)
+    assert forward(model, batch).logits.shape == (3, 3)
+
+
+def test_an_electra_student_takes_the_embeddings_alone(tmp_path: Path) -> None:
+    path = saved(tmp_path / "source")
+    shape = {**SHAPE, "hidden_size": 8, "max_position_embeddings": 512}
+    student = student_from(
+        path, architecture="electra", keep=None, how="first", chosen=(), labels=NAMES, shape=shape
+    )
+    assert student.config.model_type == "electra"
+    assert (student.config.hidden_size, student.config.embedding_size) == (8, 16)
+    student.save_pretrained(tmp_path / "student")
+    assert same(load_classifier(str(tmp_path / "student"), attention="sdpa"), student)

@@ -1,0 +1,77 @@
+"""Which way the gradient of a gradient is found in this run, and why."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from distill_dist.config.schema import RunConfig
+from distill_dist.engine import VERSION, ZERO3_TWICE_VERSIONS
+from distill_dist.errors import UserError
+from distill_dist.student import Route
+
+# Of the free memory, for weights that ZeRO 3 gathers whole.
+GATHERED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class ChosenRoute:
+    """The route and the reason for it, for the log and summary.json."""
+
+    route: Route
+    reason: str
+
+
+def choose_route(config: RunConfig, *, zero_stage: int, model: nn.Module, device: torch.device) -> ChosenRoute:
+    """The cheapest route that is right (launcher/bench.py gradients: double backward, wherever it runs).
+
+    The rules that need no model stand in config/check_alignment.py. Raises UserError where no route is right.
+    """
+    wanted, student = config.alignment.route, config.student
+    why_not = _why_not_twice(config, zero_stage, model, device)
+    difference = Route("central_difference", step=config.alignment.step, keeps_graph=zero_stage != 3)
+    if wanted == "double_backward":
+        if why_not is not None:
+            raise UserError(f"alignment.route=double_backward: {why_not}; set it to central_difference")
+        return ChosenRoute(Route(), "asked for")
+    if student.compile and zero_stage == 3:
+        raise UserError("student.compile=true does not run at ZeRO 3: set it to false, or take ds_configs/zero2.json")
+    if wanted == "central_difference":
+        return ChosenRoute(difference, "asked for")
+    if why_not is None:
+        return ChosenRoute(Route(), "exact, and the cheaper one")
+    if config.train.precision == "bf16":
+        raise UserError(
+            f"{why_not}, and bf16 weights round a central difference away: take train.precision=bf16_autocast or fp32"
+        )
+    return ChosenRoute(difference, why_not)
+
+
+def _why_not_twice(
+    config: RunConfig, zero_stage: int, model: nn.Module, device: torch.device
+) -> str | None:
+    if config.student.attention == "sdpa":
+        return "attention sdpa has no second derivative"
+    if config.student.compile:
+        return "a compiled layer has no second derivative"
+    if zero_stage == 3:
+        if VERSION not in ZERO3_TWICE_VERSIONS:
+            tested = ", ".join(ZERO3_TWICE_VERSIONS)
+            return f"at ZeRO 3 double backward was tested with DeepSpeed {tested}, not with {VERSION}"
+        needed = sum(p.numel() * p.element_size() for p in model.parameters())
+        free = _free_bytes(device)
+        if needed > GATHERED_SHARE * free:
+            return (
+                f"at ZeRO 3 double backward needs the whole student on every rank, {needed / 2**30:.1f} GiB, and "
+                f"{free / 2**30:.1f} GiB are free"
+            )
+    return None
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
