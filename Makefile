@@ -17,6 +17,8 @@ INSTALLED := $(VENV)/installed
 INSTALLED_TEST := $(VENV)/installed-test
 INSTALLED_LINT := $(VENV)/installed-lint
 
+# stdout is for results: `make demo` ends with one JSON line
+.SILENT:
 .PHONY: install demo test lint bench clean
 
 install: $(INSTALLED)

@@ -59,8 +59,10 @@ def launch(
     try:
         result = main(config, args)
     except UserError as error:
+        logging.getLogger("distill_dist").debug("error: %s", error)  # the rank's own log, where there is one
         _exit(EXIT_USER_ERROR, None if error.said else _label(f"error: {error}", rank))
     except Interrupted as error:
+        logging.getLogger("distill_dist").debug("stopped: %s", error)
         _exit(EXIT_RESUMABLE, _label(f"stopped: {error}", rank))
     except OSError as error:
         _exit(EXIT_USER_ERROR, _label(f"error: {_file_problem(error)}", rank))

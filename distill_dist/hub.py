@@ -97,7 +97,8 @@ def _require_hub_name(path: str, what: str) -> None:
         raise UserError(f"{what} {path!r} is a file: give the folder it lies in")
     if not HUB_NAME.fullmatch(path):
         raise UserError(
-            f"{what} {path!r}: there is no such folder, and it is no hub name (NAME or OWNER/NAME)"
+            f"{what} {path!r}: there is no such folder, and it is no hub name (NAME or OWNER/NAME). A model of "
+            "your own is there once its run has scored an epoch: train it first"
         )
 
 

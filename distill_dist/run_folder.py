@@ -161,7 +161,6 @@ class RunFolder:
 
     def refuse(self, error: UserError) -> None:
         """The verdict of a run that cannot begin. What an earlier run said here stays: this one changed nothing."""
-        _log.debug("refused: %s", error)
         if not (self.path / "state.json").exists():
             self._say_if_possible("failed", resumable=False, reason=f"{type(error).__name__}: {error}")
 

@@ -48,7 +48,7 @@ class Telemetry:
     ) -> None:
         """``terms`` are the objective's names; ``sum_`` adds a tensor over students in place."""
         self._terms, self._rank, self._students, self._sum = terms, rank, students, sum_
-        self._writer = SummaryWriter(str(folder), purge_step=start_step) if rank == 0 else None
+        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1) if rank == 0 else None
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,

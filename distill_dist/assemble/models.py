@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 from distill_dist.config.methods import is_aligned
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import Manifest
+from distill_dist.data.tasks import resolve_task
 from distill_dist.errors import UserError
 from distill_dist.hub import locate
 from distill_dist.models.build import (
@@ -39,7 +41,10 @@ class TeacherShape:
 def check_prepared(config: RunConfig, manifest: Manifest) -> None:
     """Raises UserError when the run's `data` section says something else than the folder was prepared with."""
     data = config.data
+    layouts = [list(layout.columns) for layout in resolve_task(data).layouts]
     said = {
+        "data.source": (data.source, manifest.request["source"]),
+        "data.text_columns and data.label_column": (layouts, manifest.request["layouts"]),
         "data.max_length": (data.max_length, manifest.max_length),
         "data.labels": (data.labels or manifest.labels, manifest.labels),
         "data.task": (data.task if data.source != "synthetic_nli" else manifest.task, manifest.task),
@@ -50,6 +55,8 @@ def check_prepared(config: RunConfig, manifest: Manifest) -> None:
                 f"{key}={wanted!r}, but data.prepared={data.prepared!r} was prepared with {prepared!r}: prepare again "
                 "with launcher/prepare.py --replace, or set it back"
             )
+    if os.path.isdir(data.tokenizer):  # a name is not looked up again
+        check_tokenizer(data.tokenizer, Path(data.prepared), what="data.tokenizer")
 
 
 def build_student(config: RunConfig, manifest: Manifest) -> EncoderParts:
@@ -57,8 +64,10 @@ def build_student(config: RunConfig, manifest: Manifest) -> EncoderParts:
     torch.manual_seed(config.seed)
     student = config.student
     if student.path:
+        folder = locate(student.path, what="student.path")
+        check_tokenizer(folder, Path(config.data.prepared), what="student.path")
         model = student_from(
-            locate(student.path, what="student.path"),
+            folder,
             architecture=student.architecture,
             keep=student.layers,
             how=student.layer_copy,

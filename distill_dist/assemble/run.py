@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from distill_dist.assemble.device import pick_device
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.student_rank import train_student
 from distill_dist.assemble.teacher_rank import serve_teacher
-from distill_dist.comm.environment import read_environment
-from distill_dist.comm.rendezvous import connect_store, report_failure
+from distill_dist.comm.environment import LaunchEnvironment, read_environment
+from distill_dist.comm.rendezvous import Store, connect_store, report_failure
 from distill_dist.comm.roles import assign_roles
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
@@ -43,9 +44,9 @@ def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
             folder.claim()  # no other rank looks into the folder before it has met rank 0
         device = pick_device(config.cluster.device, launch.local_rank)
     except UserError as error:
-        report_failure(connect_store(launch, timeout_s=config.cluster.rendezvous_s), launch, error)
+        report_failure(_meet(config, launch), launch, error)
         raise
-    store = connect_store(launch, timeout_s=config.cluster.rendezvous_s)
+    store = _meet(config, launch)
     place = Place(launch=launch, roles=roles, store=store, device=device)
     if place.device.type == "cpu":
         torch.set_num_threads(_threads(config.cluster.threads, launch.local_size))
@@ -53,6 +54,11 @@ def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
         serve_teacher(config, place, stop)
         return None
     return train_student(config, place, stop, folder)
+
+
+def _meet(config: RunConfig, launch: LaunchEnvironment) -> Store:
+    run = hashlib.sha256(os.path.realpath(config.run_dir).encode()).hexdigest()[:16]
+    return connect_store(launch, timeout_s=config.cluster.rendezvous_s, run=run)
 
 
 def _threads(wanted: int, local_size: int) -> int:

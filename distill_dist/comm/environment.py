@@ -15,7 +15,10 @@ _REMEDY = "start with deepspeed, torchrun or srun"
 
 @dataclass(frozen=True)
 class LaunchEnvironment:
-    """One launched process's place. ``agent_store``: torchrun already serves a store at the address."""
+    """One launched process's place.
+
+    ``agent_store``: torchrun already serves a store at the address, which outlives ``attempt`` 0, 1, …
+    """
 
     rank: int
     world_size: int
@@ -24,6 +27,7 @@ class LaunchEnvironment:
     master_address: str
     master_port: int  # 0: nobody launched us, any free port will do
     agent_store: bool = False
+    attempt: int = 0
 
 
 def read_environment(environment: MutableMapping[str, str]) -> LaunchEnvironment:
@@ -46,6 +50,7 @@ def read_environment(environment: MutableMapping[str, str]) -> LaunchEnvironment
         master_address=environment["MASTER_ADDR"],
         master_port=_number(environment, "MASTER_PORT"),
         agent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        attempt=_number(environment, "TORCHELASTIC_RESTART_COUNT"),
     )
 
 

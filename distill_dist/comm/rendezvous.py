@@ -17,8 +17,11 @@ from distill_dist.errors import UserError
 LINGER_S = 30.0
 
 
-def connect_store(launch: LaunchEnvironment, *, timeout_s: float) -> Store:
-    """The store at the launcher's address once every rank has joined. Raises UserError naming the missing ranks."""
+def connect_store(launch: LaunchEnvironment, *, timeout_s: float, run: str = "") -> Store:
+    """The store at the launcher's address once every rank has joined. Raises UserError naming the missing ranks.
+
+    ``run`` names the run: where its port is another run's, whose rank 0 answers there, it must not disturb that.
+    """
     deadline = time.monotonic() + timeout_s
     try:
         store = dist.TCPStore(
@@ -35,7 +38,12 @@ def connect_store(launch: LaunchEnvironment, *, timeout_s: float) -> Store:
             f"{launch.master_address}:{launch.master_port} within {timeout_s:.0f} s: {error}; is the port taken by "
             "another run (deepspeed --master_port N), or the address not reachable from this host?"
         ) from error
-    scoped = dist.PrefixStore("distill", store)
+    scoped = dist.PrefixStore(f"distill/{run}/{launch.attempt}", store)
+    if scoped.add(f"joining/{launch.rank}", 1) > 1:
+        raise UserError(
+            f"a rank {launch.rank} has joined at {launch.master_address}:{launch.master_port} before: the port belongs "
+            "to another start of this run; wait for its end, or take another port (deepspeed --master_port N)"
+        )
     scoped.set(f"joined/{launch.rank}", f"{socket.gethostname()} {os.getpid()}")
     _await_all(scoped, launch, deadline, timeout_s)
     return scoped

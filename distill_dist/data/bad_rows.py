@@ -11,6 +11,8 @@ from distill_dist.data.manifest import BAD_ROWS
 from distill_dist.data.rows import BadRow
 from distill_dist.errors import UserError
 
+MOST_NAMES = 20  # of unknown labels in the message
+
 
 class BadRowLog:
     """Counts bad rows per split and lists them in `bad_rows.jsonl`; no bad rows, no file."""
@@ -20,6 +22,7 @@ class BadRowLog:
         self._file: TextIO | None = None
         self._first: str | None = None
         self._counts: dict[str, Counter[str]] = {}
+        self._unknown: Counter[str] = Counter()
 
     def add(self, split: str, place: str, row: BadRow) -> None:
         """Counts and lists one bad row of the source ``place``."""
@@ -27,6 +30,8 @@ class BadRowLog:
             self._file = self._path.open("w", encoding="utf-8")
             self._first = f"{place}:{row.line}: {row.reason}"
         self._counts.setdefault(split, Counter())[row.kind] += 1
+        if row.kind == "unknown label" and (row.name in self._unknown or len(self._unknown) < MOST_NAMES):
+            self._unknown[row.name] += 1
         record = {"split": split, "file": place, "line": row.line, "kind": row.kind, "reason": row.reason}
         # ASCII, because the reason may quote the very bytes that are no text
         self._file.write(json.dumps(record) + "\n")
@@ -51,7 +56,8 @@ class BadRowLog:
             return
         total = sum(self._counts.values(), Counter())
         kinds = ", ".join(f"{count} {kind}" for kind, count in total.most_common())
-        raise UserError(
-            f"{self._first}\n{total.total()} bad rows in all: {kinds}. "
-            "Mend them, or set data.on_bad_row=skip to leave them out"
-        )
+        remedy = "Mend them, or set data.on_bad_row=skip to leave them out"
+        if self._unknown:
+            names = ", ".join(f"{count} {name!r:.40}" for name, count in self._unknown.most_common())
+            remedy = f"Unknown labels: {names}. Add those that are classes to data.labels; the rest: {remedy.lower()}"
+        raise UserError(f"{self._first}\n{total.total()} bad rows in all: {kinds}. {remedy}")

@@ -34,11 +34,12 @@ class TextRow:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be used. ``kind`` is what is counted, ``reason`` what is told."""
+    """A row that cannot be used. ``kind`` is what is counted, ``reason`` what is told; ``name`` an unknown label."""
 
     line: int
     kind: str
     reason: str
+    name: str = ""
 
 
 def check_row(raw: RawRow, labels: tuple[str, ...]) -> TextRow | BadRow:
@@ -85,4 +86,4 @@ def _check_label(value: Any, line: int, labels: tuple[str, ...]) -> int | BadRow
     if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(labels):
         return int(name)
     known = ", ".join(f"{number} {label}" for number, label in enumerate(labels))
-    return BadRow(line, "unknown label", f"unknown label {value!r:.60} (there are: {known})")
+    return BadRow(line, "unknown label", f"unknown label {value!r:.60} (there are: {known})", name)

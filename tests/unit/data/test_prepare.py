@@ -251,6 +251,7 @@ def test_bad_rows_are_an_error_with_the_first_place_and_the_count_of_all_splits(
     assert message.startswith(f"{tmp_path}/input/train.tsv:3: text 1 is empty\n6 bad rows in all: ")
     counted = ["2 unknown label", "1 empty text", "1 wrong number of fields", "2 missing label"]
     assert all(count in message for count in counted)
+    assert "Unknown labels: 1 '7', 1 '9'. Add those that are classes to data.labels" in message
     assert "data.on_bad_row=skip" in message
     assert list(out.parent.iterdir()) == []
 
