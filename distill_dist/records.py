@@ -19,7 +19,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-
 Inputs = tuple[Tensor, Tensor, Tensor]
 """What a forward reads: input ids, attention mask, token types, each int64 [B, L]."""
 

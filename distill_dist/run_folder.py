@@ -179,7 +179,7 @@ class RunFolder:
         ``best`` ("step", "value") and the checksum of the weights stand in it as well, and are returned.
         """
         with durable_folder(self.model) as temporary:
-            model.save_pretrained(temporary, state_dict=weights)
+            model.save_pretrained(temporary, state_dict=dict(weights))  # which empties it
             for file in tokenizer_folder.iterdir():
                 (temporary / file.name).write_bytes(file.read_bytes())
             record = {**best, "sha256": sha256_file(temporary / "model.safetensors")}

@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill_dist.central_difference import Direction, both_sides, choose_direction, surrogate
+from distill_dist.models.central_difference import Direction, both_sides, choose_direction, surrogate
 from distill_dist.models.encoder import EncoderParts
-from distill_dist.models.hooks import Displacement, InnerPoints, gradients_at, watch_points
+from distill_dist.models.hooks import Displacement, InnerPoints, gradients_at, noisy_logits_BDC, watch_points
 from distill_dist.models.width_maps import WidthMaps
-from distill_dist.noisy_input import noisy_logits_BDC
 from distill_dist.objectives.alignment import unit_rows
 from distill_dist.objectives.attribution import attribution_BLC
+from distill_dist.objectives.noise import all_noise_BDLH
 from distill_dist.objectives.objective import ALIGNED, LossTerms, Objective
 from distill_dist.objectives.signal import differentiated_BV, margins_BV, pick_views, signal_classes_BV
 from distill_dist.records import Batch, BatchCounts, Inputs, StudentOutput, TeacherSignal
@@ -219,7 +219,10 @@ class StudentStep:
             states_BKH, signal = self._in_teachers_width(states_BKH, signal)
         if names is None and self._wants("noisy_distillation"):
             assert self.objective.noise_spec is not None
-            noisy = noisy_logits_BDC(self.parts, batch.inputs, self.objective.noise_spec)
+            noise = all_noise_BDLH(
+                *batch.inputs[:2], width=self.parts.embedding_size, spec=self.objective.noise_spec
+            )
+            noisy = noisy_logits_BDC(self.parts, batch.inputs, noise)
         embedding = cls = attribution = None
         if slopes is not None:
             embedding, cls, attribution = self._aligned(seen, slopes, batch)

@@ -9,12 +9,12 @@ from typing import Any
 from distill_dist import checkpoint
 from distill_dist.assemble.best_model import check_best
 from distill_dist.assemble.models import (
-    build_objective,
     build_student,
     build_teacher,
     check_prepared,
     teacher_shape,
 )
+from distill_dist.assemble.objective import build_objective, build_width_maps
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.resume import check_identity, run_identity
 from distill_dist.config.deepspeed_json import load_deepspeed_json
@@ -24,6 +24,7 @@ from distill_dist.data.manifest import Manifest, load_manifest, manifest_hash
 from distill_dist.data.shards import PreparedSplit, open_split
 from distill_dist.errors import UserError
 from distill_dist.models.encoder import EncoderParts
+from distill_dist.models.width_maps import WIDTH_MAPS, WidthMaps
 from distill_dist.objectives.objective import Objective
 from distill_dist.records import Batch
 from distill_dist.run_folder import RunFolder
@@ -40,6 +41,7 @@ class Loaded:
     student: EncoderParts
     local_teacher: EncoderParts | None
     objective: Objective
+    maps: WidthMaps | None  # part of the student while it trains
     identity: dict[str, Any]
     resumed: checkpoint.Checkpoint | None
     best: dict[str, Any] | None  # see best_model.py
@@ -58,6 +60,10 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
             local_teacher = build_teacher(config, manifest, place.device)
     # After the teacher: where the student is cut from it, a missing folder is the teacher's.
     student = build_student(config, manifest)
+    objective = build_objective(config, student, shape)
+    maps = None if shape is None else build_width_maps(objective, student, shape)
+    if maps is not None:
+        student.model.add_module(WIDTH_MAPS, maps)
     identity = run_identity(config, manifest_hash(manifest))
     resumed = _find_checkpoint(config, folder, identity)
     return Loaded(
@@ -67,7 +73,8 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
         tokenizer=prepared / "tokenizer",
         student=student,
         local_teacher=local_teacher,
-        objective=build_objective(config, student, shape),
+        objective=objective,
+        maps=maps,
         identity=identity,
         resumed=resumed,
         best=None if resumed is None else _best(config, folder, resumed),

@@ -141,6 +141,8 @@ def check_vocabulary(model_config: Any, manifest: Manifest, *, what: str, value:
             f"{manifest.vocab_size}: prepare again with data.tokenizer of this model"
         )
     positions = getattr(model_config, "max_position_embeddings", manifest.max_length)
+    if model_config.model_type in ("roberta", "xlm-roberta"):  # they count from behind their padding token
+        positions -= model_config.pad_token_id + 1
     if positions < manifest.max_length:
         raise UserError(
             f"{what}={value!r} reads at most {positions} tokens, the data was prepared with data.max_length="

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from distill_dist import checkpoint
 from distill_dist.comm.students import StudentGroup
@@ -24,13 +25,13 @@ from distill_dist.durable import write_json
 from distill_dist.engine import Engine
 from distill_dist.errors import Interrupted
 from distill_dist.evaluation.split import SplitScorer, loyalty
+from distill_dist.models.width_maps import WIDTH_MAPS
 from distill_dist.run_folder import RunFolder, versions
 from distill_dist.teacher.client import LocalTeacher, Teacher
 from distill_dist.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-SIGNAL, ROUTE = "own_max", "double_backward"
 
 
 @dataclass
@@ -47,6 +48,9 @@ class Outcome:
     folder: RunFolder
     tokenizer: Path
     identity: dict[str, Any]
+    alignment: (
+        dict[str, Any] | None
+    )  # route, signal and the probe's errors; None where no gradient is matched
     best: (
         dict[str, Any] | None
     )  # {"step", "value"} of the best epoch so far; on student 0 "sha256" of its weights
@@ -80,14 +84,15 @@ class Outcome:
         if self.best is None or value > self.best["value"]:
             best = {"step": step, "value": value}
             export = functools.partial(
-                self.folder.export, self.engine.module, self.engine.weights(), self.tokenizer, best=best
+                self.folder.export, self.engine.module, self._own_weights(), self.tokenizer, best=best
             )
             self.best = self._write(export, self.folder.model) or best
 
     def summary(self, steps: int) -> dict[str, Any]:
         """The result of the run, measured on the best epoch's model; written to summary.json."""
         weights = load_file(self.folder.model / "model.safetensors")
-        self.engine.load_weights(weights)
+        maps = {name: weight for name, weight in self.engine.weights().items() if _is_map(name)}
+        self.engine.load_weights({**maps, **weights})
         scores = {name: self._score(name) for name in self.scorers}
         dev = scores["dev"]
         loyal: dict[str, float] = {key: dev[key] for key in ("ll", "pl") if key in dev}
@@ -111,11 +116,15 @@ class Outcome:
             "loyalty": loyal,
             "splits": scores,
             "throughput": self._throughput(),
-            "alignment": self._alignment(),
+            "alignment": self.alignment,
             "versions": versions(),
         }
         self._write(functools.partial(write_json, self.folder.summary, found), self.folder.summary)
         return found
+
+    def _own_weights(self) -> dict[str, Tensor]:
+        """The student's own weights, without the maps to its teacher's width."""
+        return {name: weight for name, weight in self.engine.weights().items() if not _is_map(name)}
 
     def _write(self, write: Callable[[], _T], path: Path) -> _T | None:
         """What ``write()`` returns on student 0, None on the others; nobody goes on, or exits, before it is done.
@@ -174,10 +183,6 @@ class Outcome:
             "teacher_wait_share": totals.waited_s / (totals.elapsed_s * self.group.size),
         }
 
-    def _alignment(self) -> dict[str, str] | None:
-        aligned = self.config.method in ("gkd", "gkd_cls")
-        return {"route": ROUTE, "signal": SIGNAL} if aligned else None
-
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Dropout off, and back to what it was."""
@@ -187,3 +192,7 @@ class Outcome:
                 yield
         finally:
             self.engine.module.train()
+
+
+def _is_map(name: str) -> bool:
+    return name.startswith(f"{WIDTH_MAPS}.")

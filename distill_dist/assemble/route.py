@@ -25,7 +25,9 @@ class ChosenRoute:
     reason: str
 
 
-def choose_route(config: RunConfig, *, zero_stage: int, model: nn.Module, device: torch.device) -> ChosenRoute:
+def choose_route(
+    config: RunConfig, *, zero_stage: int, model: nn.Module, device: torch.device
+) -> ChosenRoute:
     """The cheapest route that is right (launcher/bench.py gradients: double backward, wherever it runs).
 
     The rules that need no model stand in config/check_alignment.py. Raises UserError where no route is right.
@@ -38,7 +40,9 @@ def choose_route(config: RunConfig, *, zero_stage: int, model: nn.Module, device
             raise UserError(f"alignment.route=double_backward: {why_not}; set it to central_difference")
         return ChosenRoute(Route(), "asked for")
     if student.compile and zero_stage == 3:
-        raise UserError("student.compile=true does not run at ZeRO 3: set it to false, or take ds_configs/zero2.json")
+        raise UserError(
+            "student.compile=true does not run at ZeRO 3: set it to false, or take ds_configs/zero2.json"
+        )
     if wanted == "central_difference":
         return ChosenRoute(difference, "asked for")
     if why_not is None:
@@ -50,9 +54,7 @@ def choose_route(config: RunConfig, *, zero_stage: int, model: nn.Module, device
     return ChosenRoute(difference, why_not)
 
 
-def _why_not_twice(
-    config: RunConfig, zero_stage: int, model: nn.Module, device: torch.device
-) -> str | None:
+def _why_not_twice(config: RunConfig, zero_stage: int, model: nn.Module, device: torch.device) -> str | None:
     if config.student.attention == "sdpa":
         return "attention sdpa has no second derivative"
     if config.student.compile:

@@ -8,13 +8,18 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
+from distill_dist.assemble.alignment import copied_for_probe, describe_alignment, run_probe
 from distill_dist.assemble.loading import Loaded, load
 from distill_dist.assemble.outcome import Outcome
 from distill_dist.assemble.place import Place
+from distill_dist.assemble.route import ChosenRoute, choose_route
 from distill_dist.comm.environment import prepare_environment
 from distill_dist.comm.rendezvous import peers
 from distill_dist.comm.rpc_world import RpcWorld
 from distill_dist.comm.students import StudentGroup
+from distill_dist.config.deepspeed_json import zero_stage
 from distill_dist.config.load import dump_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.curriculum.order import RandomOrder
@@ -22,6 +27,7 @@ from distill_dist.data.loader import StepLoader
 from distill_dist.engine import Engine
 from distill_dist.errors import UserError
 from distill_dist.evaluation.split import SplitScorer
+from distill_dist.models.build import compile_layers
 from distill_dist.models.encoder import encoder_parts
 from distill_dist.objectives.objective import Objective
 from distill_dist.records import Batch, Step
@@ -112,8 +118,26 @@ def _train(
     teacher: Teacher | None,
 ) -> dict[str, Any]:
     train = config.train
-    engine = _shard(config, place, loaded, group)
+    copy_ = copied_for_probe(config, loaded, place.device)
+    engine, route = _shard(config, place, loaded, group)
+    student = StudentStep(
+        encoder_parts(engine.module),
+        loaded.objective,
+        route=route.route,
+        maps=loaded.maps,
+        autocast=torch.bfloat16 if config.train.precision == "bf16_autocast" else None,
+    )
     loader = _loader(config, loaded, group)
+    alignment = None
+    if loaded.objective.is_aligned:
+        assert teacher is not None
+        alignment = describe_alignment(config, route)
+        if copy_ is not None:
+            first = next(loader.steps(start_step=0, epochs=1))
+            alignment["probe"] = run_probe(config, route, engine, student, copy_, first, teacher, group)
+    if loaded.resumed is not None:
+        engine.load_state_dict(loaded.resumed.tensors)
+        _log.info("resumed from %s", loaded.resumed.folder)
     total_steps = train.epochs * loader.steps_per_epoch
     last_step = min(total_steps, train.max_steps or total_steps)
     start = 0 if loaded.resumed is None else int(loaded.resumed.progress["step"])
@@ -133,10 +157,10 @@ def _train(
         start_step=start,
         progress=True,
     )
-    outcome = _outcome(config, place, folder, loaded, group, teacher, engine, telemetry)
+    outcome = _outcome(config, place, folder, loaded, group, teacher, engine, telemetry, alignment)
     trainer = Trainer(
         engine=engine,
-        student=StudentStep(encoder_parts(engine.module), loaded.objective),
+        student=student,
         group=group,
         telemetry=telemetry,
         device=place.device,
@@ -163,21 +187,27 @@ def _train(
         telemetry.close()
 
 
-def _shard(config: RunConfig, place: Place, loaded: Loaded, group: StudentGroup) -> Engine:
-    """The student under ZeRO, at the checkpoint's step where there is one."""
+def _shard(
+    config: RunConfig, place: Place, loaded: Loaded, group: StudentGroup
+) -> tuple[Engine, ChosenRoute]:
+    """The student under ZeRO, and how its gradients of gradients are found."""
+    model = loaded.student.model.to(place.device)
+    route = choose_route(
+        config, zero_stage=zero_stage(loaded.deepspeed_json), model=model, device=place.device
+    )
+    if config.student.compile:
+        compile_layers(loaded.student.layers)
     engine = Engine(
-        loaded.student.model.to(place.device),
+        model,
         loaded.deepspeed_json,
         students=group.size,
         optimizer=config.train.optimizer,
         weight_decay=config.train.weight_decay,
         clip_norm=config.train.clip_norm,
-        precision=config.train.precision,
+        precision="bf16" if config.train.precision == "bf16" else "fp32",
+        differentiates_twice=loaded.objective.is_aligned and route.route.name == "double_backward",
     )
-    if loaded.resumed is not None:
-        engine.load_state_dict(loaded.resumed.tensors)
-        _log.info("resumed from %s", loaded.resumed.folder)
-    return engine
+    return engine, route
 
 
 def _loader(config: RunConfig, loaded: Loaded, group: StudentGroup) -> StepLoader:
@@ -204,6 +234,7 @@ def _outcome(
     teacher: Teacher | None,
     engine: Engine,
     telemetry: Telemetry,
+    alignment: dict[str, Any] | None,
 ) -> Outcome:
     return Outcome(
         config=config,
@@ -216,6 +247,7 @@ def _outcome(
         folder=folder,
         tokenizer=loaded.tokenizer,
         identity=loaded.identity,
+        alignment=alignment,
         best=loaded.best,
         saved_step=0 if loaded.resumed is None else int(loaded.resumed.progress["step"]),
     )

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill_dist.assemble.models import build_objective, build_student
+from distill_dist.assemble.models import build_student
+from distill_dist.assemble.objective import build_objective
 from distill_dist.config.schema import RunConfig
 from distill_dist.curriculum.order import RandomOrder
 from distill_dist.data.loader import StepLoader

@@ -78,22 +78,28 @@ _ZERO = frozenset(
         "round_robin_gradients",
     }
 )
-"""Fields of DeepSpeedZeroConfig (deepspeed/runtime/zero/config.py) that stages 0 to 2 read."""
+"""Fields of DeepSpeedZeroConfig (deepspeed/runtime/zero/config.py) that every stage may read."""
+
+_ZERO_3 = frozenset(
+    {
+        "offload_param",
+        "stage3_prefetch_bucket_size",
+        "stage3_param_persistence_threshold",
+        "stage3_model_persistence_threshold",
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+    }
+)
+"""Those that stage 3 alone reads."""
 
 _ZERO_NOT_OFFERED = frozenset(
     {
-        "offload_param",
         "zenflow",
         "prefetch_bucket_size",
-        "stage3_prefetch_bucket_size",
         "param_persistence_threshold",
-        "stage3_param_persistence_threshold",
         "model_persistence_threshold",
-        "stage3_model_persistence_threshold",
         "max_live_parameters",
-        "stage3_max_live_parameters",
         "max_reuse_distance",
-        "stage3_max_reuse_distance",
         "gather_16bit_weights_on_model_save",
         "stage3_gather_16bit_weights_on_model_save",
         "module_granularity_threshold",
@@ -121,8 +127,9 @@ _ZERO_NOT_OFFERED = frozenset(
         "legacy_stage1",
     }
 )
-"""The rest of its fields: of stage 3, of optimizers that are not ours, or deprecated."""
+"""The rest of its fields: other names, optimizers that are not ours, or deprecated."""
 
+_OFFLOAD_PARAM = frozenset({"device", "buffer_count", "buffer_size", "max_in_cpu", "pin_memory"})
 _OFFLOAD_OPTIMIZER = frozenset(
     {
         "device",
@@ -200,21 +207,28 @@ def _problems(content: Mapping[str, Any]) -> Iterator[str]:
 def _zero_problems(zero: Mapping[str, Any]) -> Iterator[str]:
     for key in zero:
         if key in _ZERO_NOT_OFFERED:
-            yield f"zero_optimization.{key}: of ZeRO 3 or deprecated; not offered yet, remove it"
-        elif key not in _ZERO:
-            yield _unknown(key, _ZERO, "zero_optimization.")
+            yield f"zero_optimization.{key}: not offered; remove it"
+        elif key in _ZERO_3 and zero.get("stage", 0) != 3:
+            yield f"zero_optimization.{key}: ZeRO 3 alone reads it; set stage to 3, or remove it"
+        elif key not in _ZERO | _ZERO_3:
+            yield _unknown(key, _ZERO | _ZERO_3, "zero_optimization.")
     stage = zero.get("stage", 0)
-    if stage == 3 and not isinstance(stage, bool):
-        yield "zero_optimization.stage = 3: not offered yet; use 0, 1 or 2"
-    elif stage not in (0, 1, 2) or isinstance(stage, (bool, float)):
-        yield f"zero_optimization.stage = {json.dumps(stage)}: it takes 0, 1 or 2"
-    offload = zero.get("offload_optimizer", {})
+    if stage not in (0, 1, 2, 3) or isinstance(stage, (bool, float)):
+        yield f"zero_optimization.stage = {json.dumps(stage)}: it takes 0, 1, 2 or 3"
+    for name in ("offload_optimizer", "offload_param"):
+        yield from _offload_problems(name, zero.get(name, {}))
+
+
+def _offload_problems(name: str, offload: Any) -> Iterator[str]:
     if not isinstance(offload, dict):
-        yield 'zero_optimization.offload_optimizer: it takes an object, e.g. {"device": "cpu"}'
+        yield f'zero_optimization.{name}: it takes an object, e.g. {{"device": "cpu"}}'
         return
+    known = _OFFLOAD_OPTIMIZER if name == "offload_optimizer" else _OFFLOAD_PARAM
     for key in offload:
-        if key not in _OFFLOAD_OPTIMIZER:
-            yield _unknown(key, _OFFLOAD_OPTIMIZER, "zero_optimization.offload_optimizer.")
+        if key not in known:
+            yield _unknown(key, known, f"zero_optimization.{name}.")
+    if offload.get("device", "none") not in ("none", "cpu"):
+        yield f"zero_optimization.{name}.device = {json.dumps(offload['device'])}: it takes none or cpu"
 
 
 def _unknown(key: str, known: frozenset[str], prefix: str = "") -> str:

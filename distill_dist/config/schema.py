@@ -163,7 +163,6 @@ class ObjectiveConfig:
     student_layers: tuple[int, ...] = ()
     """Student layers matched to them; as many. Empty: 1 to layers - 1."""
 
-
     attribution_top_k: int = 0
     """Dimensions of a token that its attribution counts, the largest ones; 0: all."""
     attribution_norm: Literal["l1", "l2"] = "l2"

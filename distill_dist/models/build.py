@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -152,6 +152,12 @@ def set_checkpointing(model: Any) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:  # its name in earlier transformers
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def compile_layers(layers: Iterable[nn.Module]) -> None:
+    """Compile every layer's forward; hooks on the layers stay outside, where they see plain tensors."""
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True)  # type: ignore[method-assign]
 
 
 # What the six families' configurations call their dropouts.

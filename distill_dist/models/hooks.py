@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distill_dist.models.encoder import EncoderParts
+from distill_dist.records import Inputs
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def watch_points(
     def at_embedding(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         points.embedding_BLH = output
         if displacement is not None:
-            return output if displacement.embedding_BLH is None else output + displacement.embedding_BLH
+            beside = displacement.embedding_BLH
+            return output if beside is None else output + beside.to(output.dtype)
         if embedding_gradient:
             points.embedding_delta_BLH = torch.zeros_like(output, requires_grad=True)
             return output + points.embedding_delta_BLH
@@ -68,7 +70,8 @@ def watch_points(
     def at_layer(place: int, layer: int) -> Any:
         def delta_B1H(hidden_BLH: Tensor) -> Tensor | None:
             if displacement is not None:
-                return None if displacement.cls_BKH is None else displacement.cls_BKH[:, place, None]
+                beside = displacement.cls_BKH
+                return None if beside is None else beside[:, place, None].to(hidden_BLH.dtype)
             if not cls_gradients:
                 return None
             if layer not in points.cls_deltas_B1H:  # else a checkpointed layer, run again
@@ -121,3 +124,15 @@ def gradients_at(
     cls_BKVH = torch.stack([torch.cat(view, dim=1) for view in cls], dim=2) if num_cls else None
     embedding_BLVH = torch.stack([view[0] for view in embedding], dim=2) if embedding[0] else None
     return embedding_BLVH, cls_BKVH
+
+
+def noisy_logits_BDC(parts: EncoderParts, inputs: Inputs, noise_BDLH: Tensor) -> Tensor:
+    """Logits [B, D, C] at the embeddings plus each draw of noise, one forward each; graph attached."""
+    found = []
+    for noise_BLH in noise_BDLH.to(inputs[0].device).unbind(dim=1):
+        beside = Displacement(noise_BLH, None)
+        with watch_points(
+            parts, layers=(), embedding_gradient=False, cls_gradients=False, displacement=beside
+        ):
+            found.append(parts.logits_BC(*inputs))
+    return torch.stack(found, dim=1)

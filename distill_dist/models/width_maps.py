@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from distill_dist.records import at_least_fp32
 
+WIDTH_MAPS = "width_maps"  # the maps' name inside a student that trains; no part of what is exported
+
 
 class WidthMaps(nn.Module):
     """A_k [H_T, H_S] for every matched layer k: h_T ≈ A_k·h_S, and by the chain rule ∂s/∂h_S = A_kᵀ·∂s/∂h_T.

@@ -45,6 +45,13 @@ def _row_seed(real_ids_N: Tensor, *, seed: int, draw: int) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
+def all_noise_BDLH(input_ids_BL: Tensor, mask_BL: Tensor, *, width: int, spec: NoiseSpec) -> Tensor:
+    """``embedding_noise_BLH`` of every draw [B, D, L, H]."""
+    ids_BL, mask_BL = input_ids_BL.cpu(), mask_BL.cpu()
+    draws = [embedding_noise_BLH(ids_BL, mask_BL, width=width, spec=spec, draw=k) for k in range(spec.draws)]
+    return torch.stack(draws, dim=1)
+
+
 def noisy_distillation_B(
     student_noisy_BDC: Tensor, teacher_noisy_BDC: Tensor, *, temperature: float, per_class: bool
 ) -> Tensor:

@@ -133,7 +133,11 @@ class RemoteTeacher:
         # Any teacher gives the same signal: turns are taken.
         self._asked += 1
         number = self._asked % len(self._names)
-        return batch, number, self._call(number, host.ask, pack_request(batch, labels=spec.needs_labels), spec)
+        return (
+            batch,
+            number,
+            self._call(number, host.ask, pack_request(batch, labels=spec.needs_labels), spec),
+        )
 
     def _collect(self, item: T, asked: list[tuple[Batch, int, Reply]]) -> tuple[T, tuple[TeacherSignal, ...]]:
         start = time.perf_counter()

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill_dist.models.encoder import EncoderParts
-from distill_dist.models.hooks import gradients_at, watch_points
-from distill_dist.noisy_input import noisy_logits_BDC
+from distill_dist.models.hooks import gradients_at, noisy_logits_BDC, watch_points
 from distill_dist.objectives.alignment import unit_rows
 from distill_dist.objectives.attribution import attribution_BLC
+from distill_dist.objectives.noise import all_noise_BDLH
 from distill_dist.objectives.signal import differentiated_BV, margins_BV, pick_views, signal_classes_BV
 from distill_dist.records import Inputs, SignalSpec, TeacherSignal
 
@@ -99,7 +99,8 @@ def _signal(
         norm_BLV = norm_BLV.masked_fill(~mask_BL[..., None], 0.0)
     if spec.noise is not None:
         with torch.no_grad():
-            noisy = noisy_logits_BDC(teacher, inputs, spec.noise)
+            noise = all_noise_BDLH(*inputs[:2], width=teacher.embedding_size, spec=spec.noise)
+            noisy = noisy_logits_BDC(teacher, inputs, noise)
     return TeacherSignal(
         logits_BC=logits_BC.detach(),
         cls_states_BKH=states_BKH,

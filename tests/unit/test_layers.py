@@ -29,7 +29,7 @@ LAYERS = {
         "run_folder",
     ),
     2: ("teacher", "student", "evaluation", "report", "trace"),
-    3: ("trainer",),
+    3: ("trainer", "probe"),
     4: ("assemble",),
     5: ("bench",),
     6: ("launcher",),  # a folder of its own beside the package

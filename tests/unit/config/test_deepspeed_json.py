@@ -51,7 +51,7 @@ def test_what_is_read_is_returned(tmp_path: Path) -> None:
         ({"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}}, ["offload_optimizer.device"]),
         ({"zero_optimization": {"offload_optimizer": "cpu"}}, ["offload_optimizer", "an object"]),
         ({"zero_optimization": 1}, ["zero_optimization", "an object"]),
-        ({"zero_optimization": {"stage": 3}}, ["stage = 3", "not offered yet", "0, 1 or 2"]),
+        ({"zero_optimization": {"stage": 4}}, ["stage = 4", "0, 1, 2 or 3"]),
         ({"zero_optimization": {"stage": 4}}, ["stage = 4", "0, 1 or 2"]),
         ({"zero_optimization": {"stage": True}}, ["stage = true", "0, 1 or 2"]),
         ({"zero_optimization": {"stage": 1.0}}, ["stage = 1.0", "0, 1 or 2"]),
@@ -59,7 +59,7 @@ def test_what_is_read_is_returned(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": [1]}}, ["stage = [1]", "0, 1 or 2"]),
         (
             {"zero_optimization": {"stage3_max_live_parameters": 1}},
-            ["stage3_max_live_parameters", "not offered"],
+            ["stage3_max_live_parameters", "ZeRO 3 alone"],
         ),
         ({"train_batch_size": 32}, ["train_batch_size", "batch.size"]),
         ({"train_micro_batch_size_per_gpu": 4}, ["batch.micro_tokens"]),
@@ -80,7 +80,7 @@ def test_refused(tmp_path: Path, content: Any, parts: list[str]) -> None:
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
-    message = message_of(tmp_path, '{"fp16": {}, "bf16": {}, "zero_optimization": {"stage": 3, "stge": 1}}')
+    message = message_of(tmp_path, '{"fp16": {}, "bf16": {}, "zero_optimization": {"stage": 4, "stge": 1}}')
     assert len(message.splitlines()) == 4
 
 
@@ -121,7 +121,7 @@ def _field_names(module: str, class_name: str) -> set[str]:
 
 
 def test_lists_are_those_of_the_installed_deepspeed() -> None:
-    listed = deepspeed_json._ZERO | deepspeed_json._ZERO_NOT_OFFERED
+    listed = deepspeed_json._ZERO | deepspeed_json._ZERO_3 | deepspeed_json._ZERO_NOT_OFFERED
     assert not deepspeed_json._ZERO & deepspeed_json._ZERO_NOT_OFFERED
     assert _field_names("runtime/zero/config.py", "DeepSpeedZeroConfig") == listed
     offload = _field_names("runtime/zero/offload_config.py", "DeepSpeedZeroOffloadOptimizerConfig")

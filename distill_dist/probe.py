@@ -1,0 +1,101 @@
+"""Before the first step: is the gradient that this run will train with the gradient of its objective?
+
+The whole way is tried on a few rows, as a step would go it: the route, the kernel, the precision, the sharding and
+its reduction. The reference is plain PyTorch: double backward of an fp32 copy with eager attention.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from distill_dist.comm.students import StudentGroup
+from distill_dist.engine import Engine
+from distill_dist.objectives.objective import ALIGNED
+from distill_dist.records import Batch, BatchCounts, TeacherSignal
+from distill_dist.student import Route, StudentStep
+
+# Rows per student: enough for a reduction over rows and ranks, few enough for seconds.
+ROWS = 4
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured. Errors are L2 norms over all parameters."""
+
+    whole_error: float  # ‖found − reference‖ / ‖reference‖ of the whole objective
+    aligned_error: float  # the same difference over the norm of the aligned terms' gradient alone
+    seconds: float
+
+
+def probe(
+    engine: Engine,
+    student: StudentStep,
+    copy: StudentStep,
+    batch: Batch,
+    signal: TeacherSignal,
+    group: StudentGroup,
+) -> Probe:
+    """Compare the gradients; a collective of all students. Only before the first step: leaves the engine as it was.
+
+    ``copy`` has the student's weights, whole and in fp32; ``signal`` is the teacher's for ``batch``, at most ROWS rows.
+    """
+    started = time.perf_counter()
+    counts = _global_counts(batch, group)
+    engine.module.train()
+    terms = student.loss_terms(batch, signal, counts)
+    engine.backward(terms.total(counts), last=True)
+    found = engine.reduced_gradients()
+    engine.discard_gradient()
+
+    plain = replace(copy, route=Route(), autocast=None)
+    parameters = {
+        name: p for name, p in plain.parts.model.named_parameters() if p.requires_grad and name in found
+    }
+    terms = plain.loss_terms(batch, signal, counts)
+    aligned = _gradients(terms.share_of(ALIGNED, counts), parameters, keep=True)
+    whole = _gradients(terms.total(counts), parameters, keep=False)
+    # Squares of: the difference, the reference, the aligned terms' part of it; then this rank's sums are the whole's.
+    squares = torch.zeros(3, dtype=torch.float64)
+    for name in parameters:
+        reference, part = group.sum_(whole[name]), group.sum_(aligned[name])
+        difference = found[name].float() - reference
+        values = (difference, reference, part)
+        squares += torch.stack([value.double().square().sum().cpu() for value in values])
+    difference, reference, part = squares.sqrt().tolist()
+    return Probe(
+        whole_error=_ratio(difference, reference),
+        aligned_error=_ratio(difference, part),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def first_rows(batch: Batch, rows: int = ROWS) -> Batch:
+    """The first rows of ``batch``, as wide as it is."""
+    return Batch(*(getattr(batch, name)[:rows] for name in batch.__dataclass_fields__))
+
+
+def _global_counts(batch: Batch, group: StudentGroup) -> BatchCounts:
+    real_BL = batch.attention_mask_BL * batch.is_real_B[:, None]
+    counts = torch.stack([batch.is_real_B.sum(), real_BL.sum()]).to(torch.float64)
+    sequences, tokens = group.sum_(counts).tolist()
+    return BatchCounts(sequences=int(sequences), tokens=int(tokens))
+
+
+def _gradients(loss: Tensor, parameters: dict[str, torch.nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
+    found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=keep, allow_unused=True)
+    return {
+        name: torch.zeros_like(parameter) if gradient is None else gradient.detach().clone()
+        for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+    }
+
+
+def _ratio(value: float, norm: float) -> float:
+    """``value`` / ``norm``; infinite where either is not finite or the norm is 0: nothing was proved."""
+    if not math.isfinite(value) or not math.isfinite(norm) or norm == 0:
+        return math.inf
+    return value / norm
