@@ -1,14 +1,16 @@
 """Before the first step: is the gradient that this run will train with the gradient of its objective?
 
-The whole way is tried on a few rows, as a step would go it: the route, the kernel, the precision, the sharding and
-its reduction. The reference is plain PyTorch: double backward of an fp32 copy with eager attention.
+The whole way is tried on a few rows, as a step would go it: the route, the kernel, the precision, two micro-batches,
+the sharding and its reduction. The reference is plain PyTorch: double backward of an fp32 copy with eager attention.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from distill_dist.objectives.objective import ALIGNED
 from distill_dist.records import Batch, BatchCounts, TeacherSignal
 from distill_dist.student import Route, StudentStep
 
+Record = TypeVar("Record", Batch, TeacherSignal)
 # Rows per student: enough for a reduction over rows and ranks, few enough for seconds.
 ROWS = 4
 
@@ -47,8 +50,8 @@ def probe(
     started = time.perf_counter()
     counts = _global_counts(batch, group)
     engine.module.train()
-    terms = student.loss_terms(batch, signal, counts)
-    engine.backward(terms.total(counts), last=True)
+    for last, (half, its_signal) in enumerate(_halves(batch, signal)):
+        engine.backward(student.loss_terms(half, its_signal, counts).total(counts), last=bool(last))
     found = engine.reduced_gradients()
     engine.discard_gradient()
 
@@ -74,9 +77,25 @@ def probe(
     )
 
 
-def first_rows(batch: Batch, rows: int = ROWS) -> Batch:
-    """The first rows of ``batch``, as wide as it is."""
-    return Batch(*(getattr(batch, name)[:rows] for name in batch.__dataclass_fields__))
+def first_rows(record: Record, rows: int = ROWS) -> Record:
+    """The first rows of a batch or signal, as wide as it is."""
+    return _rows(record, slice(0, rows))
+
+
+def _rows(record: Record, which: slice) -> Record:
+    values = (getattr(record, field.name) for field in fields(record))
+    return type(record)(*(None if value is None else value[which] for value in values))
+
+
+def _halves(batch: Batch, signal: TeacherSignal) -> Iterator[tuple[Batch, TeacherSignal]]:
+    """Two micro-batches on every student; of one row the second is a filler, which counts for nothing."""
+    middle = (len(batch.labels_B) + 1) // 2
+    yield _rows(batch, slice(0, middle)), _rows(signal, slice(0, middle))
+    rest = slice(middle, None) if middle < len(batch.labels_B) else slice(0, 1)
+    second = _rows(batch, rest)
+    if rest.stop is not None:
+        second = replace(second, is_real_B=torch.zeros_like(second.is_real_B))
+    yield second, _rows(signal, rest)
 
 
 def _global_counts(batch: Batch, group: StudentGroup) -> BatchCounts:

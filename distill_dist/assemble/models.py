@@ -96,17 +96,12 @@ def build_student(config: RunConfig, manifest: Manifest) -> EncoderParts:
 
 
 def _attention(config: RunConfig, student: EncoderParts) -> str:
-    """The implementation of attention; `math` is sdpa, with torch's other kernels switched off for the process."""
+    """The attention kernel; `auto` takes the fastest that the family has and the run may use."""
     wanted = config.student.attention
     if wanted == "auto":
         once = config.alignment.route == "central_difference" or config.student.compile
         fast = once or not is_aligned(config)
         return "sdpa" if fast and "sdpa" in student.attention_kernels else "eager"
-    if wanted == "math":
-        torch.backends.cuda.enable_flash_sdp(False)  # these switches hold on the CPU too
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        return "sdpa"
     return wanted
 
 

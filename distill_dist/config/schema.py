@@ -193,7 +193,7 @@ class AlignmentConfig:
     copy on a few rows, and stop where they differ."""
     tolerance: float | None = None
     """Largest error the probe lets pass, relative to the aligned terms' own gradient; above 0. None: 0.001, 0.02
-    for `central_difference`, 0.1 in bf16."""
+    for `central_difference`, 0.5 in bf16."""
 
 
 @dataclass(frozen=True)

@@ -128,30 +128,45 @@ def _classes(labels: tuple[str, ...]) -> dict[str, Any]:
 
 
 def set_attention(model: Any, attention: str) -> None:
-    """Switch the attention kernel; `eager` alone can be differentiated twice (FACTS).
+    """Switch the attention kernel: `eager`, `sdpa`, or `math`, torch's plain one.
 
-    Raises UserError where the model's family does not have it.
+    `math` switches torch's other kernels off for the whole process: a layer that activation checkpointing runs
+    again in the backward must take the same one. Raises UserError where the model's family has none of it.
     """
+    implementation = "sdpa" if attention == "math" else attention
     kernels = encoder_parts(model).attention_kernels
-    if attention not in kernels:
+    if implementation not in kernels:
         raise UserError(
             f"student.attention={attention}: a {model.config.model_type} has only the kernel {' or '.join(kernels)}; "
             f"set student.attention={kernels[0]}"
         )
-    if model.config._attn_implementation != attention:  # DeBERTa warns of any call, even of eager
-        model.set_attn_implementation(attention)
+    if attention == "math":
+        for switch in FAST_KERNELS:
+            switch(False)
+    if model.config._attn_implementation != implementation:  # DeBERTa warns of any call, even of eager
+        model.set_attn_implementation(implementation)
 
 
-def set_checkpointing(model: Any) -> None:
+# These hold on the CPU too. None of these kernels has a second derivative (FACTS).
+FAST_KERNELS = (
+    torch.backends.cuda.enable_flash_sdp,
+    torch.backends.cuda.enable_mem_efficient_sdp,
+    torch.backends.cuda.enable_cudnn_sdp,
+)
+
+
+def set_checkpointing(model: Any, *, on: bool = True) -> None:
     """Layers keep their inputs alone and run again in the backward; in train mode only.
 
     Non-reentrant: the other kind cannot be differentiated twice.
     """
-    options = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:  # its name in earlier transformers
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # the older name
+    if on:
+        getattr(model, f"{kind}_checkpointing_enable")(
+            **{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}}
+        )
+    else:
+        getattr(model, f"{kind}_checkpointing_disable")()
 
 
 def compile_layers(layers: Iterable[nn.Module]) -> None:

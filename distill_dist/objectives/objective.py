@@ -133,7 +133,8 @@ class Objective:
             cls_states="patience" in names,
             cls_gradients="gradient_cls" in names,
             embedding_gradient="gradient_embedding" in names,
-            signal=self.signal,
+            # kd reads no class and attribution all: what they ask for, and cache, is the same for every signal
+            signal=self.signal if names & {"gradient_embedding", "gradient_cls"} else SignalSpec.signal,
             attribution_top_k=self.attribution_top_k if "attribution" in names else None,
             noise=self.noise_spec if "noisy_distillation" in names else None,
         )

@@ -41,6 +41,7 @@ from multi.engine_world import (
 )
 
 WAIT_S = 60.0
+STAGES = (0, 1, 2, 3)
 GRADIENT = {"gkd": 0.5, "gkd_cls": 0.1}
 CPU = torch.device("cpu")
 Act = Callable[[StudentGroup, Teacher], dict[str, Any]]
@@ -84,7 +85,8 @@ def students_and_teachers(teachers: int, models: str, act: Act) -> dict[str, Any
 def _teach(parts: EncoderParts, students: int, join_rpc: Callable[[], RpcWorld]) -> dict[str, Any]:
     def compute(request: Request, spec: SignalSpec) -> WireSignal:
         inputs = request.unpack(CPU)
-        return pack_signal(compute_signal(parts, *inputs, spec), inputs[1])
+        labels_B = None if request.labels_B is None else request.labels_B.long()
+        return pack_signal(compute_signal(parts, *inputs, spec, labels_B=labels_B), inputs[1])
 
     host = TeacherHost(compute, students=students, lease_s=10 * WAIT_S, description={})
     open_host(host)
@@ -103,19 +105,26 @@ def make_engine(
     optimizer: str = "sgd",
     precision: str = "fp32",
 ) -> Engine:
-    """A fresh student under ZeRO ``stage``."""
+    """A fresh student under ZeRO ``stage``; at 3 no weight is small enough to stay whole."""
     model = load_classifier(f"{models}/student", attention="eager")
     if case.frozen:
         model.bert.embeddings.requires_grad_(False)
     return Engine(
         model,
-        {"zero_optimization": {"stage": stage}},
+        zero_json(stage),
         students=group.size,
         optimizer=optimizer,
         weight_decay=case.weight_decay,
         clip_norm=case.clip_norm,
         precision=precision,
+        differentiates_twice=case.method in GRADIENT,
     )
+
+
+def zero_json(stage: int) -> dict[str, Any]:
+    """DeepSpeed's file for ``stage``."""
+    small = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
+    return {"zero_optimization": {"stage": stage, **small}}
 
 
 def make_objective(method: str) -> Objective:
@@ -165,7 +174,7 @@ def accumulate(
     engine.module.train()
     total = torch.zeros((), dtype=torch.float64)
     for place, (batch, signal) in enumerate(zip(step.batches, signals, strict=True)):
-        share = student.loss_terms(batch, signal).total(step.counts)
+        share = student.loss_terms(batch, signal, step.counts).total(step.counts)
         engine.backward(share, last=place == len(step.batches) - 1)
         total += share.detach().double()
     return total
@@ -239,8 +248,10 @@ def same_signals(group: StudentGroup, teacher: Teacher, models: str) -> bool:
         for remote, local in zip(theirs, ours, strict=True):
             for field in fields(TeacherSignal):
                 a, b = getattr(remote, field.name), getattr(local, field.name)
-                equal.append(a is not None and torch.equal(a, b))
-    return len(equal) > 0 and all(equal)
+                if (a is None) != (b is None) or (a is not None and not torch.equal(a, b)):
+                    return False
+                equal.append(a is not None)
+    return sum(equal) > 0
 
 
 def round_trip(
@@ -271,7 +282,7 @@ def round_trip(
     group.agree(0)
     read = load_file(f"{folder}/state-{precision}.safetensors")
     found = {"it moved": not _equal(saved, finished), "step is 3": float(saved["step"]) == 3.0}
-    for other in (0, 1, 2):
+    for other in STAGES:
         engine = engine_at(other)
         engine.load_state_dict(read)
         found[f"loaded at {other}"] = _equal(engine.state_dict(), saved)
@@ -290,7 +301,7 @@ def load_elsewhere(models: str, states: list[str]) -> dict[str, Any]:
         for path in states:
             precision = "bf16" if "bf16" in path else "fp32"
             saved = load_file(path)
-            for stage in (0, 1, 2):
+            for stage in STAGES:
                 engine = make_engine(
                     models, group, stage=stage, case=Case("kd"), optimizer="adamw", precision=precision
                 )

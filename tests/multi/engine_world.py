@@ -18,6 +18,7 @@ RATE = 0.05
 CUTS = {
     # (pad_to, micro_tokens): what one rank computes at once
     "whole": (LONGEST, GLOBAL_BATCH * LONGEST),  # 1 x 32 on one rank
+    "6 rows": (LONGEST, 6 * LONGEST),  # 3 micro-batches on each of two ranks
     "4 rows": (LONGEST, 4 * LONGEST),  # 8 x 4 on one rank
     "ragged": (0, 96),  # a number of micro-batches that varies by step
 }

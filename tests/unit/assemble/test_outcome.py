@@ -35,7 +35,7 @@ def outcome(root: Path, group: Group, *, saved_step: int = 0) -> Outcome:
     students: Any = group
     return Outcome(
         config=config, engine=engine, student=unused, teacher=None, scorers={}, group=students, telemetry=unused,
-        folder=folder, tokenizer=root, identity={}, best=None, saved_step=saved_step,
+        folder=folder, tokenizer=root, identity={}, alignment=None, best=None, saved_step=saved_step,
     )  # fmt: skip
 
 

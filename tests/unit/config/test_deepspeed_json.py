@@ -42,6 +42,16 @@ def test_what_is_read_is_returned(tmp_path: Path) -> None:
     assert zero_stage({}) == 0
 
 
+def test_zero_3_has_keys_of_its_own(tmp_path: Path) -> None:
+    content = {
+        "zero_optimization": {"stage": 3, "stage3_max_live_parameters": 1, "offload_param": {"device": "cpu"}}
+    }
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(content))
+    assert load_deepspeed_json(path) == content
+    assert zero_stage(content) == 3
+
+
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
@@ -52,11 +62,10 @@ def test_what_is_read_is_returned(tmp_path: Path) -> None:
         ({"zero_optimization": {"offload_optimizer": "cpu"}}, ["offload_optimizer", "an object"]),
         ({"zero_optimization": 1}, ["zero_optimization", "an object"]),
         ({"zero_optimization": {"stage": 4}}, ["stage = 4", "0, 1, 2 or 3"]),
-        ({"zero_optimization": {"stage": 4}}, ["stage = 4", "0, 1 or 2"]),
-        ({"zero_optimization": {"stage": True}}, ["stage = true", "0, 1 or 2"]),
-        ({"zero_optimization": {"stage": 1.0}}, ["stage = 1.0", "0, 1 or 2"]),
-        ({"zero_optimization": {"stage": "auto"}}, ['stage = "auto"', "0, 1 or 2"]),
-        ({"zero_optimization": {"stage": [1]}}, ["stage = [1]", "0, 1 or 2"]),
+        ({"zero_optimization": {"stage": True}}, ["stage = true", "0, 1, 2 or 3"]),
+        ({"zero_optimization": {"stage": 1.0}}, ["stage = 1.0", "0, 1, 2 or 3"]),
+        ({"zero_optimization": {"stage": "auto"}}, ['stage = "auto"', "0, 1, 2 or 3"]),
+        ({"zero_optimization": {"stage": [1]}}, ["stage = [1]", "0, 1, 2 or 3"]),
         (
             {"zero_optimization": {"stage3_max_live_parameters": 1}},
             ["stage3_max_live_parameters", "ZeRO 3 alone"],

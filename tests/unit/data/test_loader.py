@@ -168,15 +168,35 @@ def test_a_split_too_long_for_the_settings_is_refused_before_the_first_step() ->
 @pytest.mark.parametrize("size", range(1, 6))
 def test_evaluation_serves_every_row_once(size: int) -> None:
     for num_rows in (1, 3, 40, 101):
-        split = split_of(num_rows)
-        batches = [
-            batch
-            for rank in range(size)
-            for batch in evaluation_batches(split, rank=rank, size=size, micro_tokens=100, pad_token_id=0)
-        ]
-        assert sorted(row for batch in batches for row in batch.ids_B.tolist()) == list(range(num_rows))
-        assert all(batch.is_real_B.all() for batch in batches)
+        batches = [batch for share in evaluation_shares(split_of(num_rows), size) for batch in share]
+        real = [row for batch in batches for row in batch.ids_B[batch.is_real_B].tolist()]
+        assert sorted(real) == list(range(num_rows))
         assert all(batch.input_ids_BL.numel() <= 100 for batch in batches)
+
+
+def evaluation_shares(split: FakeSplit, size: int) -> list[list[Batch]]:
+    return [
+        list(evaluation_batches(split, rank=rank, size=size, micro_tokens=100, pad_token_id=0))
+        for rank in range(size)
+    ]
+
+
+@pytest.mark.parametrize("size", range(1, 6))
+def test_every_rank_evaluates_as_many_batches(size: int) -> None:
+    """A forward is a collective where weights are sharded: a rank without its own rows runs the shortest one."""
+    fillers = 0
+    for num_rows in (1, 3, 40, 101):
+        split = split_of(num_rows)
+        shares = evaluation_shares(split, size)
+        assert len({len(share) for share in shares}) == 1
+        for batch in (batch for share in shares for batch in share):
+            if batch.is_real_B.all():
+                continue
+            assert batch.is_real_B.tolist() == [False]
+            assert batch.ids_B.tolist() == [int(split.lengths.argmin())]
+            assert batch.input_ids_BL.shape == (1, split.lengths.min())
+            fillers += 1
+    assert (fillers > 0) == (size > 1)  # one row over five ranks
 
 
 def test_evaluation_pads_little() -> None:

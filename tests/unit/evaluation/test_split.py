@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class Known:
         self.logits_NC = torch.randn(len(LENGTHS), 3, generator=generator)
         self.norms_NL = torch.rand(len(LENGTHS), max(LENGTHS), generator=generator)
         self.asked: list[SignalSpec] = []
+        self.answered = 0
 
     def signals(
         self,
@@ -44,9 +46,10 @@ class Known:
             yield item, tuple(self._answer(batch, spec) for batch in batches_of(item))
 
     def _answer(self, batch: Batch, spec: SignalSpec) -> TeacherSignal:
+        self.answered += 1
         width = batch.input_ids_BL.shape[1]
-        norms = self.norms_NL[batch.ids_B, :width] if spec.embedding_gradient else None
-        return TeacherSignal(self.logits_NC[batch.ids_B], embedding_gradient_norm_BL=norms)
+        norms = self.norms_NL[batch.ids_B, :width, None] if spec.embedding_gradient else None
+        return TeacherSignal(self.logits_NC[batch.ids_B], embedding_gradient_norm_BLV=norms)
 
 
 SHARES = {
@@ -56,19 +59,23 @@ SHARES = {
 }
 
 
-def on_every_rank(students: int, use: Callable[[SplitScorer], Any]) -> list[Any]:
+# Some ranks run fillers, so that all run as many batches; -1 - row stands for a filler copy of a row.
+FILLED = [[[0, 2], [-4]], [[1, 3, 5], [4, 6]], [[-4], [-4]]]
+
+
+def on_every_rank(shares: list[list[list[int]]], use: Callable[[SplitScorer], Any]) -> list[Any]:
     """``use(scorer)`` on every rank, twice: what the others add is known after the first round."""
     sums: list[list[Tensor]] = []
-    for rank in range(students):
+    for share in shares:
         sent: list[Tensor] = []
 
         def record(tensor: Tensor, sent: list[Tensor] = sent) -> Tensor:
             sent.append(tensor.clone())
             return tensor
 
-        use(scorer(SHARES[students][rank], record))
+        use(scorer(share, record))
         sums.append(sent)
-    return [use(scorer(share, _adder(sums))) for share in SHARES[students]]
+    return [use(scorer(share, _adder(sums))) for share in shares]
 
 
 def _adder(sums: list[list[Tensor]]) -> Callable[[Tensor], Tensor]:
@@ -84,7 +91,7 @@ def _adder(sums: list[list[Tensor]]) -> Callable[[Tensor], Tensor]:
 def scorer(share: list[list[int]], sum_: Callable[[Tensor], Tensor]) -> SplitScorer:
     return SplitScorer(
         labels_N=LABELS,
-        batches=tuple(take_rows(WHOLE, rows) for rows in share),
+        batches=tuple(batch_of(rows) for rows in share),
         num_classes=3,
         with_f1=False,
         sum_=sum_,
@@ -93,10 +100,16 @@ def scorer(share: list[list[int]], sum_: Callable[[Tensor], Tensor]) -> SplitSco
     )
 
 
+def batch_of(rows: list[int]) -> Batch:
+    if rows[0] >= 0:
+        return take_rows(WHOLE, rows)
+    return replace(take_rows(WHOLE, [-1 - rows[0]]), is_real_B=torch.zeros(1, dtype=torch.bool))
+
+
 @pytest.mark.parametrize("students", SHARES)
 def test_logits_of_the_whole_split_in_row_order_on_every_rank(students: int) -> None:
     model = Known(0)
-    for found in on_every_rank(students, lambda s: s.logits_NC(model)):
+    for found in on_every_rank(SHARES[students], lambda s: s.logits_NC(model)):
         assert np.array_equal(found, model.logits_NC.double().numpy())
     assert set(model.asked) == {SignalSpec()}  # logits alone: no backward for a score
 
@@ -106,7 +119,7 @@ def test_metrics_are_those_of_the_whole_split(students: int) -> None:
     model = Known(0)
     expected = task_metrics(model.logits_NC.numpy(), LABELS, with_f1=False)
     assert 0 < expected["accuracy"] < 1
-    for found in on_every_rank(students, lambda s: s.metrics(s.logits_NC(model))):
+    for found in on_every_rank(SHARES[students], lambda s: s.metrics(s.logits_NC(model))):
         assert found == pytest.approx(expected, rel=1e-12)
 
 
@@ -115,7 +128,7 @@ def test_saliency_loyalty_is_the_mean_over_all_rows(students: int) -> None:
     student, teacher = Known(0), Known(1)
     per_row = spearman_per_row(student.norms_NL, teacher.norms_NL, WHOLE.attention_mask_BL)
     assert len(per_row) == len(LENGTHS)
-    for found in on_every_rank(students, lambda s: s.saliency_loyalty(student, teacher)):
+    for found in on_every_rank(SHARES[students], lambda s: s.saliency_loyalty(student, teacher)):
         assert found == pytest.approx(sum(per_row) / len(per_row), rel=1e-12)
 
 
@@ -124,6 +137,37 @@ def test_saliency_loyalty_of_nothing_is_not_a_number() -> None:
     student = Known(0)
     student.norms_NL.fill_(1.0)
     assert math.isnan(scorer(SHARES[1][0], lambda tensor: tensor).saliency_loyalty(student, Known(1)))
+
+
+def test_fillers_count_for_nothing() -> None:
+    """Row 3 is real on one rank and stands for nothing on two others: every number as without fillers."""
+    shares = [share for rank in FILLED for share in rank]
+    assert len({len(rank) for rank in FILLED}) == 1
+    assert sorted(row for rows in shares for row in rows if row >= 0) == list(range(len(LENGTHS)))
+    student, teacher = Known(0), Known(1)
+    whole, filled = (on_every_rank(layout, use_both(student, teacher)) for layout in (SHARES[1], FILLED))
+    assert len(filled) == 3
+    for logits_NC, saliency in filled:
+        assert np.array_equal(logits_NC, student.logits_NC.double().numpy())
+        assert saliency == pytest.approx(whole[0][1], rel=1e-12)
+
+
+def use_both(student: Known, teacher: Known) -> Callable[[SplitScorer], tuple[Any, float]]:
+    return lambda scorer: (scorer.logits_NC(student), scorer.saliency_loyalty(student, teacher))
+
+
+def test_a_rank_of_fillers_alone_asks_as_often_and_adds_zeros() -> None:
+    model, sent = Known(0), []
+
+    def record(tensor: Tensor) -> Tensor:
+        sent.append(tensor.clone())
+        return tensor
+
+    alone = scorer(FILLED[2], record)
+    alone.logits_NC(model)
+    assert math.isnan(alone.saliency_loyalty(model, Known(1)))
+    assert model.answered == 4
+    assert all((tensor == 0).all() for tensor in sent)
 
 
 def test_loyalty_names() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -17,14 +17,22 @@ from torch.futures import Future
 from distill_dist.comm.rpc_world import CallFailed, Reply, RpcWorld
 from distill_dist.errors import Interrupted
 from distill_dist.models.encoder import EncoderParts, encoder_parts
-from distill_dist.records import Batch, SignalSpec, TeacherSignal
+from distill_dist.records import Batch, NoiseSpec, SignalSpec, TeacherSignal
 from distill_dist.teacher import host
 from distill_dist.teacher.client import LocalTeacher, RemoteTeacher, TeacherLost
 from distill_dist.teacher.compute import compute_signal
 from distill_dist.teacher.host import TeacherHost
 from distill_dist.teacher.wire import Request, WireSignal, pack_request, pack_signal
 
-SPEC = SignalSpec((1, 2), cls_states=True, cls_gradients=True, embedding_gradient=True)
+SPEC = SignalSpec(
+    (1, 2),
+    cls_states=True,
+    cls_gradients=True,
+    embedding_gradient=True,
+    signal="label",
+    attribution_top_k=0,
+    noise=NoiseSpec(0.1, 2, 0),
+)
 DEADLINE_S = 20.0  # never reached where things go well
 
 
@@ -35,7 +43,8 @@ def teacher_parts() -> EncoderParts:
 def answers_of(parts: EncoderParts) -> Callable[[Request, SignalSpec], WireSignal]:
     def compute(request: Request, spec: SignalSpec) -> WireSignal:
         inputs = request.unpack(torch.device("cpu"))
-        return pack_signal(compute_signal(parts, *inputs, spec), inputs[1])
+        labels_B = None if request.labels_B is None else request.labels_B.long()
+        return pack_signal(compute_signal(parts, *inputs, spec, labels_B=labels_B), inputs[1])
 
     return compute
 
@@ -123,6 +132,24 @@ def test_remote_and_local_teachers_say_the_same(ahead: int, teachers: int) -> No
         assert_equal(ours, theirs)
     assert local.waited_s > 0
     assert client.waited_s > 0
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_labels_are_sent_where_the_signal_reads_them(needed: bool) -> None:
+    """They are the users' own data, and a signal that does not read them must not depend on them."""
+    seen: list[bool] = []
+
+    def compute(request: Request, spec: SignalSpec) -> WireSignal:
+        seen.append(request.labels_B is not None)
+        return answers_of(teacher_parts())(request, spec)
+
+    hosts = {"teacher": host_of(compute)}
+    spec = SPEC if needed else replace(SPEC, signal="own_max")
+    with serving(hosts):
+        client = remote(FakeWorld(hosts))
+        list(client.signals(batches()[:1], each, spec, ahead=0))
+        client.release(timeout_s=DEADLINE_S)
+    assert seen == [needed]
 
 
 def test_items_of_several_batches_and_of_none() -> None:
@@ -265,7 +292,7 @@ def test_calls_prolong_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
         if asks == 1:
             teaching.renew()
         elif asks == 2:
-            teaching.put(pack_request(batches()[0]), SPEC)
+            teaching.put(pack_request(batches()[0], labels=False), SPEC)
         return asks > 5
 
     assert teaching.serve(should_stop=later) is False
@@ -280,7 +307,7 @@ def test_remote_functions_reach_the_open_host(monkeypatch: pytest.MonkeyPatch) -
     teaching = host_of(lambda request, spec: cast(WireSignal, "answer"), students=1)
     host.open_host(teaching)
     assert host.describe() == {"parameters": 7}
-    answer = host.ask(pack_request(batches()[0]), SPEC)
+    answer = host.ask(pack_request(batches()[0], labels=False), SPEC)
     assert not answer.done()  # the loop computes, not the caller's thread
     host.renew()
     host.release(0)
