@@ -36,7 +36,9 @@ deepspeed.utils.logger.setLevel(logging.WARNING)  # it logs to stdout, where our
 # Its CPU all-reduce through /dev/shm wants a compiler and 30 s at the first run, and leaves files behind.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 # Its own calls of torch functions on their way out; nothing a user of ours could change.
-warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)
+warnings.filterwarnings(
+    "ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor).*deprecated", category=FutureWarning
+)
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
 VERSION: str = deepspeed.__version__

@@ -84,7 +84,7 @@ def first_rows(record: Record, rows: int = ROWS) -> Record:
 
 def _rows(record: Record, which: slice) -> Record:
     values = (getattr(record, field.name) for field in fields(record))
-    return type(record)(*(None if value is None else value[which] for value in values))
+    return type(record)(*(value[which] if isinstance(value, Tensor) else value for value in values))
 
 
 def _halves(batch: Batch, signal: TeacherSignal) -> Iterator[tuple[Batch, TeacherSignal]]:

@@ -13,7 +13,7 @@ Shape letters, used as suffixes of names everywhere:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -46,6 +46,8 @@ class Batch:
     token_type_ids_BL: Tensor  # int64
     labels_B: Tensor  # int64
     is_real_B: Tensor  # bool
+    # Weight of its aligned terms, one over the share of rows that have them; 0: it has none (`alignment.share`).
+    alignment: float = 1.0
 
     @property
     def inputs(self) -> Inputs:
@@ -54,7 +56,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on ``device``; asynchronous where the memory is pinned."""
-        return type(self)(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "alignment"}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,17 @@ class SignalSpec:
     def gradients(self) -> bool:
         """Whether the teacher has to run a backward at all."""
         return self.cls_gradients or self.embedding_gradient or self.attribution_top_k is not None
+
+    @property
+    def without_gradients(self) -> SignalSpec:
+        """What a batch asks for whose rows are not aligned."""
+        return replace(
+            self,
+            cls_gradients=False,
+            embedding_gradient=False,
+            attribution_top_k=None,
+            signal=SignalSpec.signal,
+        )
 
     @property
     def needs_labels(self) -> bool:

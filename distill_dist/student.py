@@ -97,16 +97,17 @@ class StudentStep:
         self, batch: Batch, signal: TeacherSignal | None, counts: BatchCounts | None = None
     ) -> LossTerms:
         """The objective's sums over ``batch``, graphs attached; ``counts`` of the global batch for a difference."""
-        if self.objective.is_aligned and self.route.name == "central_difference":
+        aligned = self.objective.is_aligned and batch.alignment > 0
+        if aligned and self.route.name == "central_difference":
             assert signal is not None
             assert counts is not None
             if self.route.keeps_graph:
                 return self._difference_beside(batch, signal, counts)
             return self._difference_in_one(batch, signal, counts)
         with self._autocast():
-            seen = self._forward(batch)
+            seen = self._forward(batch, perturbed=aligned)
             slopes = None
-            if self.objective.is_aligned:
+            if aligned:
                 assert signal is not None
                 slopes = self._slopes(seen, batch, signal, twice=True, keep=True)
         return self._terms(seen, slopes, batch, signal)
@@ -155,13 +156,16 @@ class StudentStep:
         wants = self._wants("patience") or self._wants("gradient_cls")
         return self.objective.student_layers if wants else ()
 
-    def _run(self, inputs: Inputs, displacement: Displacement | None = None) -> tuple[Tensor, InnerPoints]:
-        """One forward: logits and the points it passed; perturbed there unless it is displaced."""
+    def _run(
+        self, inputs: Inputs, displacement: Displacement | None = None, *, perturbed: bool = True
+    ) -> tuple[Tensor, InnerPoints]:
+        """One forward: logits and the points it passed; ``perturbed`` there unless it is displaced."""
         with watch_points(
             self.parts,
             layers=self._layers,
-            embedding_gradient=self._wants("gradient_embedding") or self._wants("attribution"),
-            cls_gradients=self._wants("gradient_cls"),
+            embedding_gradient=perturbed
+            and (self._wants("gradient_embedding") or self._wants("attribution")),
+            cls_gradients=perturbed and self._wants("gradient_cls"),
             displacement=displacement,
         ) as points:
             return self.parts.logits_BC(*inputs), points
@@ -171,8 +175,8 @@ class StudentStep:
             return None
         return torch.stack([points.cls_states_BH[layer] for layer in self._layers], dim=1)
 
-    def _forward(self, batch: Batch) -> _Seen:
-        logits_BC, points = self._run(batch.inputs)
+    def _forward(self, batch: Batch, *, perturbed: bool = True) -> _Seen:
+        logits_BC, points = self._run(batch.inputs, perturbed=perturbed)
         assert points.embedding_BLH is not None
         return _Seen(logits_BC, points.embedding_BLH, self._states(points), points)
 

@@ -60,6 +60,7 @@ class Telemetry:
         )
         # Sums of the terms, zero rows, real tokens; float64 so that adding many steps loses nothing.
         self._device_sums = torch.zeros(len(terms) + 2, dtype=torch.float64, device=device)
+        self._nothing = torch.zeros((), dtype=torch.float64, device=device)
         self._host_sums = [0.0, 0.0]  # computed tokens, seconds waited
         self._sequences = self._tokens = 0
         self._since = time.perf_counter()
@@ -69,8 +70,8 @@ class Telemetry:
     def add(
         self, sums: dict[str, Tensor], zero_rows: Tensor, *, real_tokens: Tensor, computed_tokens: int
     ) -> None:
-        """One micro-batch; no host sync."""
-        values = [sums[term].detach().double() for term in self._terms]
+        """One micro-batch, which need not have every term; no host sync."""
+        values = [sums[term].detach().double() if term in sums else self._nothing for term in self._terms]
         self._device_sums += torch.stack([*values, zero_rows.double(), real_tokens.double()])
         self._host_sums[0] += computed_tokens
 

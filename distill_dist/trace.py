@@ -32,10 +32,10 @@ class Trace:
     def __call__(self, step: Step, micro_batches: list[LossTerms]) -> None:
         """Record ``step``. Reads the losses, which waits for the device."""
         ids = [batch.ids_B[batch.is_real_B].tolist() for batch in step.batches]
-        sums = {
-            name: sum(float(terms.sums[name].detach()) for terms in micro_batches)
-            for name in micro_batches[0].sums
-        }
+        sums: dict[str, float] = {}
+        for terms in micro_batches:
+            for name, value in terms.sums.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step.number, "ids": ids, "sums": sums}) + "\n")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from distill_dist.config.methods import is_aligned
 from distill_dist.config.schema import RunConfig
 from distill_dist.engine import VERSION, ZERO3_TWICE_VERSIONS
 from distill_dist.errors import UserError
@@ -33,16 +34,18 @@ def choose_route(
     The rules that need no model stand in config/check_alignment.py. Raises UserError where no route is right.
     """
     wanted, student = config.alignment.route, config.student
+    if student.compile and zero_stage == 3:
+        raise UserError(
+            "student.compile=true does not run at ZeRO 3: set it to false, or take ds_configs/zero2.json"
+        )
+    if not is_aligned(config):
+        return ChosenRoute(Route(), "no gradient is matched")
     why_not = _why_not_twice(config, zero_stage, model, device)
     difference = Route("central_difference", step=config.alignment.step, keeps_graph=zero_stage != 3)
     if wanted == "double_backward":
         if why_not is not None:
             raise UserError(f"alignment.route=double_backward: {why_not}; set it to central_difference")
         return ChosenRoute(Route(), "asked for")
-    if student.compile and zero_stage == 3:
-        raise UserError(
-            "student.compile=true does not run at ZeRO 3: set it to false, or take ds_configs/zero2.json"
-        )
     if wanted == "central_difference":
         return ChosenRoute(difference, "asked for")
     if why_not is None:

@@ -222,6 +222,7 @@ def _loader(config: RunConfig, loaded: Loaded, group: StudentGroup) -> StepLoade
         micro_tokens=config.batch.micro_tokens,
         pad_token_id=loaded.manifest.pad_token_id,
         pad_to=config.batch.pad_to,
+        aligned_share=config.alignment.share if loaded.objective.is_aligned else 1.0,
     )
 
 

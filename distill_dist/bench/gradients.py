@@ -1,10 +1,9 @@
-"""What gradient alignment costs: a GKD-CLS step by each route over a KD step, in time and in memory; and its error."""
+"""What gradient alignment costs: a GKD-CLS step by each route over a KD step, in time and memory; and its error."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -16,48 +15,21 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModelForSequenceClassification, BertConfig
 
+from distill_dist.bench.distillation_cases import Case, Setting, Shape, make_setting
 from distill_dist.bench.saved_bytes import SavedBytes
-from distill_dist.bench.sst2_lengths import batch_lengths
-from distill_dist.models.build import set_attention, set_dropout
-from distill_dist.models.copy_weights import copy_into_same
-from distill_dist.models.encoder import EncoderParts, encoder_parts
-from distill_dist.models.layer_map import copied_layers, matched_layers
-from distill_dist.objectives.objective import ALIGNED, METHODS, LossTerms, Objective
-from distill_dist.records import Batch, BatchCounts, TeacherSignal
+from distill_dist.models.build import set_attention
+from distill_dist.models.encoder import encoder_parts
+from distill_dist.objectives.objective import ALIGNED, METHODS, LossTerms
 from distill_dist.student import Route, StudentStep
-from distill_dist.teacher.compute import compute_signal
 
-FIRST_WORD = 1000  # of bert-base-uncased's vocabulary; special and unused tokens lie below
-CLS, SEP = 101, 102
-ERROR_ROWS = 8  # of the batch that the gradients are compared on, in float64
+ERROR_ROWS = 8  # of the case that gradients are compared on: float64 is slow
 WARM_UP = 2  # rounds
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of a BERT teacher and of the student cut from it."""
-
-    teacher_layers: int
-    student_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    intermediate_size: int
-    vocab_size: int = 30522
-    batch: int = 32
-    rounds: int = 5  # unless the caller wants another number
-
-
-SHAPES = {
-    "minilm": Shape(6, 3, hidden_size=384, num_attention_heads=12, intermediate_size=1536, rounds=24),
-    "bert_base": Shape(12, 6, hidden_size=768, num_attention_heads=12, intermediate_size=3072, rounds=4),
-}
-
-
-@dataclass(frozen=True)
 class Way:
-    """One kind of student step, with the attention kernel that it runs on."""
+    """One kind of student step, and the attention kernel that it runs on."""
 
     method: str
     attention: str  # eager, sdpa; math: sdpa's kernel that can be differentiated twice
@@ -67,27 +39,17 @@ class Way:
 
 BASELINE = "kd"
 WAYS = {
-    BASELINE: Way("kd", "sdpa"),
+    BASELINE: Way("kd", "sdpa", aligned=False),
     "alignment_off": Way("gkd_cls", "sdpa", aligned=False),
     "double_backward": Way("gkd_cls", "eager"),
     "double_backward_math": Way("gkd_cls", "math"),
     "central_difference": Way("gkd_cls", "sdpa", Route("central_difference")),
     "central_difference_batched": Way("gkd_cls", "sdpa", Route("central_difference", keeps_graph=False)),
 }
-ROUTES = tuple(name for name, way in WAYS.items() if way.aligned and way.method != "kd")
+ROUTES = tuple(name for name, way in WAYS.items() if way.aligned)
 
-
-@dataclass(frozen=True)
-class Case:
-    """One batch with the teacher's signal for it."""
-
-    batch: Batch
-    signal: TeacherSignal
-
-    @property
-    def counts(self) -> BatchCounts:
-        """As if the batch were the global one."""
-        return BatchCounts(len(self.batch.labels_B), int(self.batch.attention_mask_BL.sum()))
+# Operation counts and measurements on a quiet CPU set these for the MiniLM student on one thread.
+BARS = {"double_backward": 2.2, "central_difference": 3.5, "central_difference_batched": 3.8}
 
 
 def measure_gradients(
@@ -98,26 +60,22 @@ def measure_gradients(
     progress: Callable[[str], None],
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Every way's time and saved memory over KD's and every route's error, for each of ``shapes``.
+    """Every way's time and saved memory over KD's, and every route's error, for each of ``shapes``.
 
-    Frozen embeddings, no dropout, fp32, the teacher's signals ready, the optimizer left out. ``rounds`` None: as
-    many as the shape says. The keys of the first shape stand on top as well.
+    Student steps with frozen embeddings, no dropout, fp32 and the teacher's signals ready; the optimizer is left
+    out. ``rounds`` None: as many as the shape says. The first shape's ratios stand on top as well.
     """
     found = {}
     for name, shape in shapes.items():
         progress(f"{name}: building")
-        found[name] = _measure_shape(
-            shape,
-            device=torch.device(device),
-            rounds=rounds or shape.rounds,
-            seed=seed,
-            progress=lambda text, name=name: progress(f"{name}: {text}"),  # type: ignore[misc]
-        )
+        setting = make_setting(shape, device=torch.device(device), count=rounds or shape.rounds, seed=seed)
+        found[name] = {"sizes": asdict(shape), **_measure(setting, name, progress)}
     first = next(iter(shapes))
     return {
         "benchmark": "gradients",
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "clock": "process" if _counts_own_time(torch.device(device)) else "wall",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "shape": first,
         **{key: found[first][key] for key in ("gkd_cls_over_kd", "memory_over_kd", "relative_error")},
@@ -125,107 +83,53 @@ def measure_gradients(
     }
 
 
-def _measure_shape(
-    shape: Shape, *, device: torch.device, rounds: int, seed: int, progress: Callable[[str], None]
-) -> dict[str, Any]:
-    student, objective, cases = make_cases(shape, device=device, count=rounds, seed=seed)
-    steps = {name: _step(student, objective, way) for name, way in WAYS.items()}
-    seconds = _time_all(steps, cases, progress)
-    middle = cases[len(cases) // 2]
-    progress("memory and errors")
-    saved = {name: saved_bytes(step, WAYS[name], middle) for name, step in steps.items()}
-    errors = relative_errors({name: steps[name] for name in ROUTES}, _first_rows(middle))
+def _measure(setting: Setting, name: str, progress: Callable[[str], None]) -> dict[str, Any]:
+    steps = {way: student_step(setting, WAYS[way]) for way in WAYS}
+    seconds = _time_all(steps, setting.cases, lambda text: progress(f"{name}: {text}"))
+    progress(f"{name}: memory and errors")
+    middle = setting.cases[len(setting.cases) // 2]
+    saved = {way: saved_bytes(step, WAYS[way], middle) for way, step in steps.items()}
+    errors = relative_errors({way: steps[way] for way in ROUTES}, middle.first(ERROR_ROWS))
+    kd_seconds = seconds.pop(BASELINE)
     ratios = {
-        name: [own / kd for own, kd in zip(times, seconds[BASELINE], strict=True)]
-        for name, times in seconds.items()
+        way: [own / kd for own, kd in zip(times, kd_seconds, strict=True)] for way, times in seconds.items()
     }
     found = {
-        "sizes": asdict(replace(shape, rounds=rounds)),
-        "tokens_per_batch": [case.batch.input_ids_BL.numel() for case in cases],
-        "kd_step_ms": 1000 * statistics.median(seconds[BASELINE]),
+        "tokens_per_batch": [case.batch.input_ids_BL.numel() for case in setting.cases],
+        "kd_step_ms": 1000 * statistics.median(kd_seconds),
+        "gkd_cls_over_kd": {way: statistics.median(values) for way, values in ratios.items()},
+        "quartiles": {way: np.quantile(values, [0.25, 0.75]).tolist() for way, values in ratios.items()},
+        "ratio_of_sums": {way: sum(times) / sum(kd_seconds) for way, times in seconds.items()},
         "kd_saved_bytes": saved[BASELINE],
-        "gkd_cls_over_kd": _without_kd({name: statistics.median(values) for name, values in ratios.items()}),
-        "gkd_cls_over_kd_quartiles": _without_kd(
-            {name: _quartiles(values) for name, values in ratios.items()}
-        ),
-        "gkd_cls_over_kd_of_sums": _without_kd(
-            {name: sum(times) / sum(seconds[BASELINE]) for name, times in seconds.items()}
-        ),
-        "memory_over_kd": _without_kd({name: value / saved[BASELINE] for name, value in saved.items()}),
-        "relative_error": {name: whole for name, (whole, _) in errors.items()},
-        "relative_error_aligned": {name: aligned for name, (_, aligned) in errors.items()},
+        "memory_over_kd": _over_kd(saved),
+        "relative_error": {way: whole for way, (whole, _) in errors.items()},
+        "relative_error_aligned": {way: aligned for way, (_, aligned) in errors.items()},
     }
-    if device.type == "cuda":
-        peaks = {name: _peak_allocated(step, WAYS[name], middle) for name, step in steps.items()}
-        found["allocated_over_kd"] = _without_kd({n: value / peaks[BASELINE] for n, value in peaks.items()})
+    if _device(middle).type == "cuda":
+        found["allocated_over_kd"] = _over_kd(
+            {way: _peak_allocated(step, WAYS[way], middle) for way, step in steps.items()}
+        )
     return found
 
 
-def make_cases(
-    shape: Shape, *, device: torch.device, count: int, seed: int
-) -> tuple[EncoderParts, Objective, list[Case]]:
-    """(a student cut from a random teacher, the GKD-CLS objective, batches with the teacher's signals).
-
-    Random weights of BERT's usual scale: times do not depend on values.
-    """
-    torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.teacher_layers,
-        num_attention_heads=shape.num_attention_heads,
-        intermediate_size=shape.intermediate_size,
-        num_labels=2,
-    )
-    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    set_attention(model, "eager")
-    teacher = encoder_parts(model.eval().requires_grad_(False).to(device))
-    layers = copied_layers(shape.teacher_layers, keep=shape.student_layers, how="even", chosen=())
-    cut = copy_into_same(model, layers, {}, pooler=False).to(device)
-    set_dropout(cut, 0.0)
-    student = encoder_parts(cut.train())
-    student.embeddings.requires_grad_(False)
-    teacher_layers, student_layers = matched_layers(
-        shape.teacher_layers, shape.student_layers, teacher=(), student=()
-    )
-    objective = Objective(METHODS["gkd_cls"], teacher_layers=teacher_layers, student_layers=student_layers)
-    assert objective.signal_spec is not None
-    cases = []
-    for lengths_B in batch_lengths(count, rows=shape.batch, seed=seed):
-        batch = _random_batch(lengths_B, vocab_size=shape.vocab_size).to(device)
-        cases.append(Case(batch, compute_signal(teacher, *batch.inputs, objective.signal_spec)))
-    return student, objective, cases
+def _over_kd(values: dict[str, int]) -> dict[str, float]:
+    return {way: value / values[BASELINE] for way, value in values.items() if way != BASELINE}
 
 
-def _random_batch(lengths_B: np.ndarray, *, vocab_size: int) -> Batch:
-    """Rows of these lengths: [CLS], random words, [SEP], padding."""
-    rows, width = len(lengths_B), int(lengths_B.max())
-    ends_B1 = torch.from_numpy(lengths_B)[:, None] - 1
-    positions_L = torch.arange(width)
-    ids_BL = torch.randint(min(FIRST_WORD, vocab_size - 1), vocab_size, (rows, width))
-    ids_BL[:, 0] = CLS
-    ids_BL = ids_BL.masked_fill(positions_L == ends_B1, SEP).masked_fill(positions_L > ends_B1, 0)
-    return Batch(
-        ids_B=torch.arange(rows),
-        input_ids_BL=ids_BL,
-        attention_mask_BL=(positions_L <= ends_B1).long(),
-        token_type_ids_BL=torch.zeros_like(ids_BL),
-        labels_B=torch.randint(2, (rows,)),
-        is_real_B=torch.ones(rows, dtype=torch.bool),
-    )
-
-
-def _step(student: EncoderParts, objective: Objective, way: Way) -> StudentStep:
-    weight = objective.gradient if way.aligned else 0.0
-    return StudentStep(student, replace(objective, terms=METHODS[way.method], gradient=weight), way.route)
+def student_step(setting: Setting, way: Way) -> StudentStep:
+    """The product's own step for ``way``."""
+    objective = replace(setting.objective, terms=METHODS[way.method])
+    if not way.aligned:
+        objective = replace(objective, gradient=0.0)
+    return StudentStep(setting.student, objective, way.route)
 
 
 @contextlib.contextmanager
 def _ready(step: StudentStep, way: Way) -> Iterator[None]:
-    """The model on the way's kernel and without gradients, before and after."""
+    """The model on the way's kernel; without gradients before and after."""
     set_attention(step.parts.model, "eager" if way.attention == "eager" else "sdpa")
-    kernel = sdpa_kernel(SDPBackend.MATH) if way.attention == "math" else contextlib.nullcontext()
-    with kernel:
+    step.parts.model.zero_grad(set_to_none=True)
+    with sdpa_kernel(SDPBackend.MATH) if way.attention == "math" else contextlib.nullcontext():
         yield
     step.parts.model.zero_grad(set_to_none=True)
 
@@ -236,28 +140,38 @@ def run_step(step: StudentStep, case: Case) -> None:
     terms.total(case.counts).backward()  # type: ignore[no-untyped-call]
 
 
+def _device(case: Case) -> torch.device:
+    return case.batch.labels_B.device
+
+
+def _counts_own_time(device: torch.device) -> bool:
+    """One thread never waits: its processor time is the wall time of a machine that does nothing else."""
+    return device.type == "cpu" and torch.get_num_threads() == 1
+
+
 def _time_all(
     steps: dict[str, StudentStep], cases: list[Case], progress: Callable[[str], None]
 ) -> dict[str, list[float]]:
-    """Seconds per way and case: the ways take turns at each case, so that a slow minute hits all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    """Seconds per way and case. The ways take turns at each case, so that a slow minute hits all of them."""
+    seconds: dict[str, list[float]] = {way: [] for way in steps}
+    clock = time.process_time if _counts_own_time(_device(cases[0])) else time.perf_counter
     for number in range(-WARM_UP, len(cases)):
-        case = cases[number]  # warms up with the longest
-        for name, step in steps.items():
-            with _ready(step, WAYS[name]):
+        case = cases[max(number, -1)]  # the warm-up is the longest
+        for way, step in steps.items():
+            with _ready(step, WAYS[way]):
                 _synchronize(case)
-                begin = time.perf_counter()
+                begin = clock()
                 run_step(step, case)
                 _synchronize(case)
-                elapsed = time.perf_counter() - begin
+                elapsed = clock() - begin
             if number >= 0:
-                seconds[name].append(elapsed)
+                seconds[way].append(elapsed)
         progress(f"round {max(number + 1, 0)}/{len(cases)}")
     return seconds
 
 
 def _synchronize(case: Case) -> None:
-    if case.batch.labels_B.is_cuda:
+    if _device(case).type == "cuda":
         torch.cuda.synchronize()
 
 
@@ -269,7 +183,7 @@ def saved_bytes(step: StudentStep, way: Way, case: Case) -> int:
 
 
 def _peak_allocated(step: StudentStep, way: Way, case: Case) -> int:
-    """Most bytes of CUDA memory that the step allocates beside what was there, gradients included."""
+    """Most bytes of CUDA memory that the step takes beside what was there, gradients included."""
     with _ready(step, way):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -280,48 +194,56 @@ def _peak_allocated(step: StudentStep, way: Way, case: Case) -> int:
 def relative_errors(steps: dict[str, StudentStep], case: Case) -> dict[str, tuple[float, float]]:
     """(of the whole objective, of the aligned terms alone) per route: ‖g − g₆₄‖ / ‖g₆₄‖ over all parameters.
 
-    g₆₄ is double backward's in float64 from the same weights, with eager attention.
+    g₆₄ is double backward's in float64 from the same weights, on eager attention.
     """
-    any_step = next(iter(steps.values()))
-    exact_model = copy.deepcopy(any_step.parts.model).double()
-    exact = replace(any_step, parts=encoder_parts(exact_model), route=Route())
+    some_step = next(iter(steps.values()))
+    exact_parts = encoder_parts(copy.deepcopy(some_step.parts.model).double())
+    exact = replace(some_step, parts=exact_parts, route=Route())
     references = _gradients(exact, WAYS["double_backward"], case)
     found = {}
-    for name, step in steps.items():
+    for way, step in steps.items():
+        own = _gradients(step, WAYS[way], case)
         whole, aligned = (
-            float((own.double() - reference).norm() / reference.norm())
-            for own, reference in zip(_gradients(step, WAYS[name], case), references, strict=True)
+            float((gradient.double() - reference).norm() / reference.norm())
+            for gradient, reference in zip(own, references, strict=True)
         )
-        found[name] = (whole, aligned)
+        found[way] = (whole, aligned)
     return found
 
 
 def _gradients(step: StudentStep, way: Way, case: Case) -> tuple[Tensor, Tensor]:
-    """The gradient of the whole objective and of the aligned terms, each as one vector."""
-    parameters = [p for p in step.parts.model.parameters() if p.requires_grad]
+    """The gradient of the whole objective and of the aligned terms alone, each as one vector."""
+    parameters = [parameter for parameter in step.parts.model.parameters() if parameter.requires_grad]
     with _ready(step, way):
         terms = step.loss_terms(case.batch, case.signal, case.counts)
-        losses = (terms.total(case.counts), _aligned_share(terms, case.counts))
-        found = [
+        whole, aligned = (
             torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
-            for loss in losses
-        ]
-    whole, aligned = (torch.cat([gradient.flatten() for gradient in each]) for each in found)
-    return whole, aligned
+            for loss in (terms.total(case.counts), _aligned_share(terms, case))
+        )
+    return torch.cat([each.flatten() for each in whole]), torch.cat([each.flatten() for each in aligned])
 
 
-def _aligned_share(terms: LossTerms, counts: BatchCounts) -> Tensor:
-    share = terms.share_of(ALIGNED, counts)
+def _aligned_share(terms: LossTerms, case: Case) -> Tensor:
+    share = terms.share_of(ALIGNED, case.counts)
     return share if terms.surrogate is None else share + terms.surrogate
 
 
-def _first_rows(case: Case) -> Case:
-    return case
-
-
-def _without_kd(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != BASELINE}
-
-
-def _quartiles(values: list[float]) -> list[float]:
-    return np.quantile(values, [0.25, 0.75]).tolist()
+def table(found: dict[str, Any]) -> str:
+    """The result for people: a line per shape and way."""
+    lines = []
+    for name, shape in found["shapes"].items():
+        has_bars = name == "minilm" and found["device"] == "cpu" and found["threads"] == 1
+        step_ms, saved_mib = shape["kd_step_ms"], shape["kd_saved_bytes"] / 2**20
+        lines += [
+            "",
+            f"{name}: a KD step takes {step_ms:.1f} ms and keeps {saved_mib:.1f} MiB; over it",
+            f"  {'':28}{'time':>6}  {'quartiles':<12}{'memory':>7}  {'error':>8}{'  bar' if has_bars else ''}",
+        ]
+        for way, ratio in shape["gkd_cls_over_kd"].items():
+            low, high = shape["quartiles"][way]
+            error = f"{shape['relative_error'][way]:8.1e}" if way in ROUTES else " " * 8
+            bar = f"  ≤ {BARS[way]}" if has_bars and way in BARS else ""
+            lines.append(
+                f"  {way:28}{ratio:6.2f}  {low:.2f} – {high:.2f}{shape['memory_over_kd'][way]:8.2f}  {error}{bar}"
+            )
+    return "\n".join(lines)

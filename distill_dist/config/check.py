@@ -91,6 +91,7 @@ RANGES: dict[str, Range] = {
     "objective.attribution_top_k": Range(0, 65536),
     "objective.noise_std": Range(0, low_open=True),
     "objective.noise_draws": Range(1, 64),
+    "alignment.share": Range(0, 1, low_open=True),
     "alignment.step": Range(0, 0.1, low_open=True),
     "alignment.tolerance": Range(0, low_open=True),
     "batch.size": _COUNT,

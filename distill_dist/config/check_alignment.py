@@ -42,9 +42,6 @@ def _route(config: RunConfig) -> Iterator[str]:
             yield describe_problem(config, "alignment.route", text)
     needs_difference = route == "central_difference" or (route == "auto" and once)
     if needs_difference and config.train.precision == "bf16":
-        why = f"; {once[0]}" if once else ""
-        text = (
-            "bf16 weights round a central difference away (15 % error at best): take fp32 or bf16_autocast"
-            f"{', or alignment.route: double_backward' if not once else why}"
-        )
+        other = f"; {once[0]}" if route == "auto" else ", or alignment.route: double_backward"
+        text = f"bf16 weights round a central difference away (15 % error at best): take fp32 or bf16_autocast{other}"
         yield describe_problem(config, "train.precision", text)

@@ -186,6 +186,9 @@ class AlignmentConfig:
     positions: Literal["auto", "embedding", "cls", "both"] = "auto"
     """Where gradients are matched: at the embedding output of every token, at [CLS] of the matched layers, or at
     both. `auto`: `embedding` for `gkd`, `both` for `gkd_cls`."""
+    share: float = 1.0
+    """Share of the rows of every global batch whose gradients are matched, drawn by the seed and weighted so that
+    the loss is right on average: at 0.25 GKD-CLS costs little more than KD; above 0, to 1."""
     step: float = 0.005
     """How far `central_difference` moves a sample's points, relative to their norm; above 0, to 0.1."""
     probe: bool = True

@@ -7,7 +7,7 @@ function of their number alone, so a resumed run starts the iterator at its curs
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -48,6 +48,7 @@ class StepLoader:
     micro_tokens: int
     pad_token_id: int
     pad_to: int = 0
+    aligned_share: float = 1.0  # of the rows of every global batch
 
     def __post_init__(self) -> None:
         """Refuses at assembly what would fail at some later step."""
@@ -88,7 +89,7 @@ class StepLoader:
                 epoch=epoch,
                 index=index,
                 number=number,
-                batches=self._micro_batches(rows, lengths),
+                batches=self._micro_batches(rows, lengths, number),
                 counts=BatchCounts(sequences=len(rows), tokens=int(lengths.sum(dtype=np.int64))),
             )
 
@@ -103,17 +104,34 @@ class StepLoader:
             epoch=epoch,
         )
 
-    def _micro_batches(self, rows: np.ndarray, lengths: np.ndarray) -> tuple[Batch, ...]:
-        """This rank's share of a global batch; a filler of the shortest row where the share is empty."""
+    def _micro_batches(self, rows: np.ndarray, lengths: np.ndarray, step: int) -> tuple[Batch, ...]:
+        """This rank's share of a global batch; a filler of the shortest row where the share is empty.
+
+        Rows that are aligned and rows that are not come in micro-batches of their own.
+        """
         computed = np.maximum(lengths, self.pad_to)
-        shares = partition(computed, size=self.size, budget=self.micro_tokens)[self.rank]
-        shortest = rows[[int(np.argmin(lengths))]]
-        return tuple(
-            collate(self.split.read(rows[share]), pad_token_id=self.pad_token_id, pad_to=self.pad_to)
-            if len(share)
-            else filler(self.split.read(shortest)[0], pad_token_id=self.pad_token_id, pad_to=self.pad_to)
-            for share in shares
-        )
+        filling = self.split.read(rows[[int(np.argmin(lengths))]])[0]
+        found = []
+        for chosen, weight in self._groups(len(rows), step):
+            shares = partition(computed[chosen], size=self.size, budget=self.micro_tokens)[self.rank]
+            for share in shares:
+                if len(share):
+                    examples = self.split.read(rows[chosen[share]])
+                    batch = collate(examples, pad_token_id=self.pad_token_id, pad_to=self.pad_to)
+                else:
+                    batch = filler(filling, pad_token_id=self.pad_token_id, pad_to=self.pad_to)
+                found.append(batch if weight == 1.0 else replace(batch, alignment=weight))
+        return tuple(found)
+
+    def _groups(self, rows: int, step: int) -> list[tuple[np.ndarray, float]]:
+        """(positions, weight of their aligned terms): a seeded draw of exactly the share, so that sums are unbiased."""
+        aligned = max(1, round(self.aligned_share * rows))
+        if aligned == rows:
+            return [(np.arange(rows), 1.0)]
+        # raw words of a bit generator are the same in every version of numpy; its permutations are not
+        words = np.random.Philox(key=self.seed, counter=step).random_raw(rows)
+        order = np.argsort(words, kind="stable")
+        return [(np.sort(order[:aligned]), rows / aligned), (np.sort(order[aligned:]), 0.0)]
 
 
 def evaluation_batches(

@@ -157,8 +157,12 @@ class Objective:
         for name in weights:
             if (teacher is None and name != "cross_entropy") or (names is not None and name not in names):
                 continue
+            if name in ALIGNED and batch.alignment == 0:
+                continue
             found = _TERMS[name](self, student, teacher, batch)  # type: ignore[arg-type]
             sums[name] = found.values.masked_fill(~found.counted, 0.0).sum()
+            if name in ALIGNED and batch.alignment != 1:
+                sums[name] = sums[name] * batch.alignment
             if found.no_direction is not None:
                 zero_rows = zero_rows + (found.no_direction & found.counted).sum()
         return LossTerms(sums, zero_rows, weights)

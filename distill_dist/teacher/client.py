@@ -56,6 +56,10 @@ class Teacher(Protocol):
         ...
 
 
+def _spec_of(batch: Batch, spec: SignalSpec) -> SignalSpec:
+    return spec if batch.alignment > 0 else spec.without_gradients
+
+
 class LocalTeacher:
     """The teacher inside the student's own process (`cluster.teachers: 0`)."""
 
@@ -82,9 +86,9 @@ class LocalTeacher:
         """See Teacher."""
 
     def _compute(self, batch: Batch, spec: SignalSpec) -> TeacherSignal:
-        return compute_signal(
-            self._parts, *batch.inputs, spec, labels_B=batch.labels_B if spec.needs_labels else None
-        )
+        spec = _spec_of(batch, spec)
+        labels_B = batch.labels_B if spec.needs_labels else None
+        return compute_signal(self._parts, *batch.inputs, spec, labels_B=labels_B)
 
 
 class RemoteTeacher:
@@ -130,6 +134,7 @@ class RemoteTeacher:
                 _log.warning("%s was not released: %s", name, error)
 
     def _ask(self, batch: Batch, spec: SignalSpec) -> tuple[Batch, int, Reply]:
+        spec = _spec_of(batch, spec)
         # Any teacher gives the same signal: turns are taken.
         self._asked += 1
         number = self._asked % len(self._names)

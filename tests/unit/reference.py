@@ -1,4 +1,4 @@
-"""METHOD.md §1 and §6 written out a second time: float64, one unpadded row after the other, the paper's probability form.
+"""METHOD.md §1 and §6 written out again: float64, one unpadded row after the other, the paper's probability form.
 
 It shares no line with ``distill_dist`` but the noise itself: inner points are Hugging Face's own
 ``output_hidden_states``, signals are probabilities, means are sums over plain Python loops.
@@ -43,7 +43,7 @@ class Row:
 
     logits_C: Tensor
     embedding_LH: Tensor
-    states: list[Tensor]  # unit
+    states: list[Tensor]
     cls_gradients: list[Tensor]  # per matched layer [C, H]
     embedding_gradients_LCH: Tensor
 
@@ -70,8 +70,13 @@ class Row:
 
 def row_of(model: Any, row: Batch, layers: tuple[int, ...], *, create_graph: bool) -> Row:
     """Forward and the gradients of every class's probability for a single row without padding."""
+    seen: list[
+        Tensor
+    ] = []  # Hugging Face's state 0 is a projection of E where ELECTRA's embeddings are wider
+    handle = model.base_model.embeddings.register_forward_hook(lambda *call: seen.append(call[2]))
     output = forward(model, row, output_hidden_states=True)
-    points = [output.hidden_states[0], *(output.hidden_states[layer] for layer in layers)]
+    handle.remove()
+    points = [seen[0], *(output.hidden_states[layer] for layer in layers)]
     found = [
         torch.autograd.grad(p, points, create_graph=create_graph, retain_graph=True)
         for p in output.logits[0].softmax(dim=-1)
@@ -79,7 +84,7 @@ def row_of(model: Any, row: Batch, layers: tuple[int, ...], *, create_graph: boo
     return Row(
         output.logits[0],
         points[0][0],
-        [_unit(point[0, 0]) for point in points[1:]],
+        [point[0, 0] for point in points[1:]],
         [torch.stack([of_class[1 + k][0, 0] for of_class in found]) for k in range(len(layers))],
         torch.stack([of_class[0][0] for of_class in found], dim=1),
     )
@@ -105,8 +110,13 @@ def classes_of(signal: str, own: Row, teacher: Row, label: int) -> list[int]:
     return [{"own_max": own.own_class, "teacher_max": teacher.own_class, "label": label}[signal]]
 
 
-def reference_loss(student: Any, teacher: Any, batch: Batch, weights: Weights) -> Tensor:
-    """The objective's value over the real rows of ``batch``; differentiable for the student's parameters."""
+def reference_loss(
+    student: Any, teacher: Any, batch: Batch, weights: Weights, *, maps_KTS: Tensor | None = None
+) -> Tensor:
+    """The objective's value over the real rows of ``batch``; differentiable for the student's parameters.
+
+    ``maps_KTS``: A of every matched layer where the widths differ; without it A is the identity.
+    """
     names = ("ce", "kd", "patience", "e", "cls", "attribution", "noise")
     terms = {name: torch.zeros((), dtype=torch.float64) for name in names}
     tokens = rows = 0
@@ -119,12 +129,15 @@ def reference_loss(student: Any, teacher: Any, batch: Batch, weights: Weights) -
         label = int(single.labels_B[0])
         terms["ce"] = terms["ce"] - ours.logits_C.softmax(0)[label].log()
         terms["kd"] = terms["kd"] + _divergence(ours.logits_C, theirs.logits_C.detach(), weights)
-        for s, t in zip(ours.states, theirs.states, strict=True):
-            share = (s - t.detach()).square().sum() / (len(ours.states) * len(s))
+        for k, (s, t) in enumerate(zip(ours.states, theirs.states, strict=True)):
+            mapped = s if maps_KTS is None else maps_KTS[k] @ s
+            share = (_unit(mapped) - _unit(t.detach())).square().sum() / (len(ours.states) * len(t))
             terms["patience"] = terms["patience"] + share
         classes = [classes_of(weights.signal, model, theirs, label) for model in (ours, theirs)]
-        for s, t in zip(ours.cls_directions(classes[0]), theirs.cls_directions(classes[1]), strict=True):
-            terms["cls"] = terms["cls"] + 2 * (1 - (s * t.detach()).sum(-1)).mean()
+        at_cls = zip(ours.cls_directions(classes[0]), theirs.cls_directions(classes[1]), strict=True)
+        for k, (s, t) in enumerate(at_cls):
+            pulled = t if maps_KTS is None else _unit(t @ maps_KTS[k])
+            terms["cls"] = terms["cls"] + 2 * (1 - (s * pulled.detach()).sum(-1)).mean()
         ours_LVH = ours.embedding_directions_LVH(classes[0])
         if weights.embedding:
             theirs_LVH = theirs.embedding_directions_LVH(classes[1]).detach()

@@ -119,7 +119,10 @@ def signal_of(teacher: Any, objective: Objective, batch: Batch) -> TeacherSignal
     if spec is None:
         return None
     labels_B = batch.labels_B if spec.needs_labels else None
-    return compute_signal(encoder_parts(teacher), *batch.inputs, spec, labels_B=labels_B)
+    # not filled up: a ModernBERT in float64 is NaN where its window sees padding alone (tiny_encoders.py)
+    return compute_signal(
+        encoder_parts(teacher), *batch.inputs, spec, labels_B=labels_B, min_rows=1, min_length=1
+    )
 
 
 def step(
@@ -146,6 +149,57 @@ def gradients(model: torch.nn.Module, loss: Tensor) -> Gradients:
         name: torch.zeros_like(p) if g is None else g
         for (name, p), g in zip(named.items(), found, strict=True)
     }
+
+
+def difference(keeps_graph: bool, step: float = 1e-3) -> Route:
+    """A central difference."""
+    return Route("central_difference", step=step, keeps_graph=keeps_graph)
+
+
+def assert_second_order(
+    student: Any,
+    teacher: Any,
+    objective: Objective,
+    batch: Batch,
+    *,
+    maps: WidthMaps | None = None,
+    beside: Any | None = None,
+    step_h: float = 1e-3,
+    rounding: float = 1e-16,
+) -> None:
+    """Both kinds of central difference give double backward's values, and its gradient with a second-order error.
+
+    How far it may be off is derived from the difference itself. Its error is e(h) = a·h² + O(h⁴) in the step h, so
+    the change from h to 2h is 3a·h² and its third is e(h). A wrong factor, sign, row, class or view is an error
+    that does not shrink with h: it would be in g(h) and in g(2h) alike, and so not in their difference.
+    ``rounding`` is that of the model's arithmetic; a difference divides it by h. ``beside``: the student with
+    another kernel, of which the difference is taken; double backward always is ``student``'s.
+    """
+    counts = counts_of(batch)
+
+    def trained(model: Any) -> torch.nn.ModuleList:
+        return torch.nn.ModuleList([model] if maps is None else [model, maps])
+
+    exact = step(student, teacher, objective, batch, maps=maps)
+    expected = gradients(trained(student), exact.total(counts))
+    beside = student if beside is None else beside
+    assert exact.zero_rows.item() == 0.0
+    for keeps_graph in (True, False):
+        found = []
+        for h in (step_h, 2 * step_h):
+            route = difference(keeps_graph, h)
+            terms = step(beside, teacher, objective, batch, route=route, maps=maps)
+            assert terms.sums.keys() == exact.sums.keys()
+            for name, value in exact.sums.items():
+                assert torch.allclose(terms.sums[name], value, rtol=1e4 * rounding, atol=0), name
+            assert torch.allclose(terms.total(counts), exact.total(counts), rtol=1e4 * rounding, atol=0)
+            found.append(gradients(trained(beside), terms.total(counts)))
+        error, change = relative_error(found[0], expected), relative_error(found[1], found[0])
+        assert error < 1e-2
+        # 10 %: the fourth order; some 1e3 roundings, over h
+        least = 1e3 * rounding / step_h
+        assert error < 1.1 * change / 3 + least
+        assert abs(relative_error(found[1], expected) - 4 * error) < 0.8 * error + least
 
 
 def norm_of(tensors: Iterable[Tensor]) -> float:

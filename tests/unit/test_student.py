@@ -38,8 +38,13 @@ from distill_dist.records import BatchCounts
 TOLERANCE = 1e-10
 
 
-@functools.cache
 def reference(name: str, *, classes: int = 3, **more: Any) -> tuple[float, Gradients]:
+    defaults = {"per_class": False, "signal": "own_max", "top_k": 0, "norm": "l2"}
+    return _reference(name, classes, **{**defaults, **more})
+
+
+@functools.cache
+def _reference(name: str, classes: int, **more: Any) -> tuple[float, Gradients]:
     student, teacher = models(classes=classes)
     teacher.requires_grad_(True)  # the reference differentiates at its embedding output without hooks
     loss = reference_loss(student, teacher, ragged_batch(LENGTHS, classes=classes), weights_of(name, **more))
@@ -135,7 +140,7 @@ def test_fp32_as_it_runs_agrees_with_the_formula(name: str, per_class: bool) -> 
 def test_ragged_micro_batches_and_fillers_add_up_to_the_batch(name: str) -> None:
     student, teacher = models()
     batch = ragged_batch(LENGTHS)
-    value, expected = reference(name, per_class=False)
+    value, expected = reference(name)
     objective, counts = objective_of(name), counts_of(batch)
     pieces = [take_rows(batch, [3]), take_rows(batch, [1, 4], fillers=2), take_rows(batch, [2, 0], fillers=1)]
     assert len({piece.input_ids_BL.shape for piece in pieces}) == 3
@@ -166,7 +171,7 @@ def test_nothing_real_gives_exact_zeros(name: str) -> None:
 def test_frozen_embeddings_change_no_other_gradient(name: str) -> None:
     student, teacher = models()
     batch = ragged_batch(LENGTHS)
-    _, expected = reference(name, per_class=False)
+    _, expected = reference(name)
     embeddings = encoder_parts(student).embeddings
     embeddings.requires_grad_(False)
     step(student, teacher, objective_of(name), batch).total(counts_of(batch)).backward()

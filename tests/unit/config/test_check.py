@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distill_dist.config.check import RANGES, Need, Range, check_config
+from config.trees import problems
+from distill_dist.config.check import RANGES, Need, Range
 from distill_dist.config.fields import schema_fields, value_at
-from distill_dist.config.load import load_config, resolve_defaults
+from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
 
@@ -21,39 +21,6 @@ REPOSITORY = Path(__file__).parents[3]
 @pytest.fixture(autouse=True)
 def _in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-
-
-def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """``config`` with dotted keys set."""
-
-    def put(node: Any, names: list[str], value: Any) -> Any:
-        inner = put(getattr(node, names[0]), names[1:], value) if len(names) > 1 else value
-        return replace(node, **{names[0]: inner})
-
-    for key, value in values.items():
-        config = put(config, key.split("."), value)
-    return config
-
-
-GOOD = with_values(
-    RunConfig(),
-    {
-        "method": "gkd_cls",
-        "run_dir": "runs/x",
-        "data.source": "tsv",
-        "data.task": "sst2",
-        "data.path": "rows",
-        "data.tokenizer": "tok",
-        "data.prepared": "prepared/x",
-        "student.path": "teacher",
-        "student.layers": 3,
-        "teacher.path": "teacher",
-    },
-)
-
-
-def problems(values: dict[str, Any], need: Need = "train") -> list[str]:
-    return check_config(resolve_defaults(with_values(GOOD, values)), need=need)
 
 
 def test_the_good_tree_is_good() -> None:
@@ -139,8 +106,6 @@ BAD_PAIRS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
         {"data.labels": ("a", "b")},
     ),
     ({"teacher.path": ""}, "teacher.path", "gkd_cls", {"method": "finetune"}),
-    ({"student.dropout": 0.1}, "student.dropout", "METHOD.md", {"method": "pkd"}),
-    ({"student.attention": "sdpa"}, "student.attention", "eager", {"method": "kd"}),
     ({"student.path": "", "student.layers": None}, "student.freeze_embeddings", "gkd_cls", {"method": "kd"}),
     ({"student.path": ""}, "student.layers", "num_hidden_layers", {"student.layers": None, "method": "kd"}),
     (
@@ -160,6 +125,30 @@ BAD_PAIRS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
         "student.layer_copy",
         "student.path",
         {"student.layer_copy": "first"},
+    ),
+    (
+        {"student.path": "", "method": "kd", "student.layers": None, "student.architecture": "electra"},
+        "student.architecture",
+        "student.path",
+        {"student.path": "m"},
+    ),
+    # an ELECTRA's layers are those of the shape, whatever the teacher has
+    (
+        {"student.architecture": "electra", "student.shape.num_hidden_layers": 1},
+        "objective.student_layers",
+        "one layer",
+        {"student.shape.num_hidden_layers": 2},
+    ),
+    (
+        {
+            "student.architecture": "electra",
+            "student.shape.num_hidden_layers": 2,
+            "objective.teacher_layers": (2, 4),
+            "objective.student_layers": (1, 3),
+        },
+        "objective.student_layers",
+        "2 layers",
+        {"student.architecture": "same"},
     ),
     ({"student.layer_copy": "list"}, "student.layer_list", "= 3", {"student.layer_list": (1, 3, 5)}),
     (

@@ -55,7 +55,8 @@ def real_ids(step: Step) -> list[int]:
 
 
 def flat(step: Step) -> tuple:
-    tensors = [getattr(batch, field.name).tolist() for batch in step.batches for field in fields(batch)]
+    values = [getattr(batch, field.name) for batch in step.batches for field in fields(batch)]
+    tensors = [value.tolist() if isinstance(value, torch.Tensor) else value for value in values]
     return (step.epoch, step.index, step.number, step.counts, tensors)
 
 
@@ -242,3 +243,46 @@ def test_real_rows_are_padded_little(shared_data: Path, file: str, columns: tupl
         )
     assert shares[1] < 0.75  # 0.59 and 0.68
     assert shares[64] >= 0.85  # 0.98 and 0.99
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("aligned_share", [0.01, 0.25, 0.5, 0.99])
+def test_a_share_of_every_global_batch_is_aligned(size: int, aligned_share: float) -> None:
+    """As many rows as asked for, the same for any number of ranks, in micro-batches of their own, weighted."""
+    split = split_of(50)
+    ranks = [
+        list(loader(split, rank=rank, size=size, aligned_share=aligned_share).steps(epochs=2))
+        for rank in range(size)
+    ]
+    single = list(loader(split, aligned_share=aligned_share).steps(epochs=2))
+    for expected, *steps in zip(single, *ranks, strict=True):
+        aligned = sorted(aligned_ids(expected))
+        rows = expected.counts.sequences
+        assert len(aligned) == max(1, round(aligned_share * rows))
+        assert sorted(row for step in steps for row in aligned_ids(step)) == aligned
+        assert sorted(row for step in steps for row in real_ids(step)) == sorted(real_ids(expected))
+        assert len({len(step.batches) for step in steps}) == 1
+        for step in steps:
+            weights = {batch.alignment for batch in step.batches}
+            assert weights == ({rows / len(aligned), 0.0} if len(aligned) < rows else {1.0})
+    drawn = {tuple(sorted(aligned_ids(step))) for step in single}
+    assert len(drawn) > len(single) / 2
+    assert [flat(step) for step in single[3:]] == [
+        flat(step) for step in loader(split, aligned_share=aligned_share).steps(epochs=2, start_step=3)
+    ]
+
+
+def test_the_draw_favours_no_row() -> None:
+    """400 draws of 2 of 8 rows: each is drawn 100 times, ± 4.3 standard deviations of √(400·¼·¾) = 8.7."""
+    split = split_of(8)
+    counts = np.zeros(8)
+    for step in loader(split, batch_size=8, aligned_share=0.25).steps(epochs=400):
+        counts[aligned_ids(step)] += 1
+    assert counts.sum() == 800
+    assert np.all(np.abs(counts - 100) < 37), counts
+
+
+def aligned_ids(step: Step) -> list[int]:
+    return [
+        row for batch in step.batches if batch.alignment > 0 for row in batch.ids_B[batch.is_real_B].tolist()
+    ]

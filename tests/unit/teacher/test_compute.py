@@ -62,7 +62,7 @@ def test_against_one_row_at_a_time_in_the_probability_form(
         at_e = expected.embedding_directions_LVH(chosen)
         wanted: dict[str, Tensor] = {
             "logits_BC": expected.logits_C,
-            "cls_states_BKH": torch.stack(expected.states),
+            "cls_states_BKH": torch.nn.functional.normalize(torch.stack(expected.states), dim=-1),
             "cls_gradients_BKVH": torch.stack(expected.cls_directions(chosen)),
             "embedding_gradient_BLVH": at_e,
             "noisy_logits_BDC": torch.stack(noisy_logits(reference, single, NOISE)),
