@@ -1,5 +1,6 @@
 # make demo    the main job on a generated corpus, from nothing: environment, install, run
 # make test    what the tests need, then the tests
+# make matrix  every combination of route, ZeRO stage, kernel, checkpointing, accumulation and precision (slow)
 # make lint    ruff and mypy
 # make bench   measurements (slow)
 # make clean   remove the environment and caches; runs/ and prepared/ stay
@@ -19,7 +20,7 @@ INSTALLED_LINT := $(VENV)/installed-lint
 
 # stdout is for results: `make demo` ends with one JSON line
 .SILENT:
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test matrix lint bench clean
 
 install: $(INSTALLED)
 
@@ -45,6 +46,9 @@ demo: $(INSTALLED)
 # the encoder is installed by the stamp's recipe: make clean if the shared folder appears later
 test: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+matrix: $(INSTALLED_TEST)
+	OMP_NUM_THREADS=1 DISTILL_WHOLE_MATRIX=1 $(BIN)/python -m pytest -p no:cacheprovider tests/multi/test_routes.py
 
 lint: $(INSTALLED_LINT)
 	$(BIN)/ruff check .

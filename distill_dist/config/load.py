@@ -230,11 +230,19 @@ def _value_problem(field: SchemaField, value: Any) -> str | None:
     return None
 
 
+# Values that other tools have, and why they are missing here.
+_NOT_OFFERED = {
+    ("train.precision", "fp16"): "in fp16 matched gradients underflow to 0, which has no direction; take bf16",
+}
+
+
 def _type_problem(field: SchemaField, value: Any) -> str:
     if value is None:
         return f"null is not allowed; it takes {field.words}"
     if isinstance(value, str) and value.lower() == "none" and field.optional:
         return f"it takes {field.words} (YAML's word for none is null)"
+    if reason := _NOT_OFFERED.get((field.key, str(value))):
+        return f"it takes {field.words}; {reason}"
     near = nearest_name(str(value), field.allowed)
     return f"it takes {field.words}" + (f"; nearest: {near}" if near else "")
 

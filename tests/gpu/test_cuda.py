@@ -32,7 +32,7 @@ def run(name: str, folder: Path, *overrides: str, config: str) -> dict:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_distils_on_one_gpu(tmp_path: Path, precision: str, stage: int) -> None:
     run("prepare", tmp_path, config="demo.yaml")
