@@ -57,6 +57,7 @@ lint: $(INSTALLED_LINT)
 
 bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py padding
+	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py gradients
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -83,8 +83,9 @@ def first_rows(record: Record, rows: int = ROWS) -> Record:
 
 
 def _rows(record: Record, which: slice) -> Record:
-    values = (getattr(record, field.name) for field in fields(record))
-    return type(record)(*(value[which] if isinstance(value, Tensor) else value for value in values))
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    cut: dict[str, Any] = {name: v[which] for name, v in values.items() if isinstance(v, Tensor)}
+    return replace(record, **cut)
 
 
 def _halves(batch: Batch, signal: TeacherSignal) -> Iterator[tuple[Batch, TeacherSignal]]:

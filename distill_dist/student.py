@@ -226,7 +226,8 @@ class StudentStep:
             noise = all_noise_BDLH(
                 *batch.inputs[:2], width=self.parts.embedding_size, spec=self.objective.noise_spec
             )
-            noisy = noisy_logits_BDC(self.parts, batch.inputs, noise)
+            with self._autocast():
+                noisy = noisy_logits_BDC(self.parts, batch.inputs, noise)
         embedding = cls = attribution = None
         if slopes is not None:
             embedding, cls, attribution = self._aligned(seen, slopes, batch)

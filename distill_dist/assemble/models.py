@@ -87,7 +87,7 @@ def build_student(config: RunConfig, manifest: Manifest) -> EncoderParts:
     assert student.freeze_embeddings is not None
     set_dropout(model, student.dropout)
     parts = encoder_parts(model)
-    set_attention(model, _attention(config, parts))
+    set_attention(model, choose_attention(config, parts))
     if student.checkpointing:
         set_checkpointing(model)
     if student.freeze_embeddings:
@@ -95,7 +95,7 @@ def build_student(config: RunConfig, manifest: Manifest) -> EncoderParts:
     return parts
 
 
-def _attention(config: RunConfig, student: EncoderParts) -> str:
+def choose_attention(config: RunConfig, student: EncoderParts) -> str:
     """The attention kernel; `auto` takes the fastest that the family has and the run may use."""
     wanted = config.student.attention
     if wanted == "auto":

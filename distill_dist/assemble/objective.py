@@ -46,7 +46,8 @@ def build_objective(config: RunConfig, student: EncoderParts, teacher: TeacherSh
 
 def build_width_maps(objective: Objective, student: EncoderParts, teacher: TeacherShape) -> WidthMaps | None:
     """Maps from the student's width to its teacher's where they differ and layers are matched; else None."""
-    if not objective.student_layers or teacher.hidden_size == student.hidden_size:
+    matched = objective.weights.keys() & {"patience", "gradient_cls"}
+    if not matched or teacher.hidden_size == student.hidden_size:
         return None
     if "patience" not in objective.weights:
         raise UserError(

@@ -13,6 +13,7 @@ _FREE = (
     "run_dir", "deepspeed_config", "data.", "cluster.", "evaluate.", "teacher.prefetch", "teacher.deadline_s",
     "teacher.lease_s", "batch.micro_tokens", "batch.pad_to", "train.max_steps", "train.resume",
     "train.checkpoint_every", "train.keep_last", "train.log_every", "train.trace", "student.attention",
+    "student.checkpointing", "student.compile", "alignment.probe", "alignment.tolerance",
 )  # fmt: skip
 
 

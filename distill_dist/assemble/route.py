@@ -12,6 +12,7 @@ from distill_dist.config.methods import is_aligned
 from distill_dist.config.schema import RunConfig
 from distill_dist.engine import VERSION, ZERO3_TWICE_VERSIONS
 from distill_dist.errors import UserError
+from distill_dist.models.encoder import has_kinks
 from distill_dist.student import Route
 
 # Of the free memory, for weights that ZeRO 3 gathers whole.
@@ -41,20 +42,34 @@ def choose_route(
     if not is_aligned(config):
         return ChosenRoute(Route(), "no gradient is matched")
     why_not = _why_not_twice(config, zero_stage, model, device)
+    why_no_difference = _why_no_difference(config, model)
     difference = Route("central_difference", step=config.alignment.step, keeps_graph=zero_stage != 3)
     if wanted == "double_backward":
         if why_not is not None:
             raise UserError(f"alignment.route=double_backward: {why_not}; set it to central_difference")
         return ChosenRoute(Route(), "asked for")
     if wanted == "central_difference":
+        if why_no_difference is not None:
+            raise UserError(
+                f"alignment.route=central_difference: {why_no_difference}; set it to double_backward"
+            )
         return ChosenRoute(difference, "asked for")
     if why_not is None:
         return ChosenRoute(Route(), "exact, and the cheaper one")
-    if config.train.precision == "bf16":
-        raise UserError(
-            f"{why_not}, and bf16 weights round a central difference away: take train.precision=bf16_autocast or fp32"
-        )
+    if why_no_difference is not None:
+        raise UserError(f"alignment.route=auto finds none: {why_not}, and {why_no_difference}")
     return ChosenRoute(difference, why_not)
+
+
+def _why_no_difference(config: RunConfig, model: nn.Module) -> str | None:
+    if config.train.precision == "bf16":
+        return "bf16 weights round a central difference away (train.precision=bf16_autocast or fp32 does not)"
+    if has_kinks(model):
+        return (
+            f"the student ({model.config.model_type}) has an activation with a kink, across which a difference is no "  # type: ignore[union-attr]
+            "derivative (student.architecture=same or electra from a BERT has none)"
+        )
+    return None
 
 
 def _why_not_twice(config: RunConfig, zero_stage: int, model: nn.Module, device: torch.device) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from distill_dist.bench.sst2_lengths import batch_lengths
 from distill_dist.models.build import set_attention, set_dropout
@@ -79,7 +79,8 @@ def make_setting(shape: Shape, *, device: torch.device, count: int, seed: int) -
     Weights are random, of BERT's usual scale: times do not depend on their values.
     """
     torch.manual_seed(seed)
-    config = BertConfig(
+    config = AutoConfig.for_model(
+        "bert",
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.teacher_layers,

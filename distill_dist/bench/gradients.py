@@ -7,7 +7,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Way:
 
     method: str
     attention: str  # eager, sdpa; math: sdpa's kernel that can be differentiated twice
-    route: Route = Route()
+    route: Route = field(default_factory=Route)
     aligned: bool = True
 
 

@@ -40,7 +40,7 @@ class SavedBytes:
         self._hooks.__exit__(kind, error, trace)
 
     def _pack(self, tensor: Tensor) -> _Held:
-        held = _Held(tensor)
+        held = _Held(tensor.detach())  # an output with its history would hold its own graph for ever
         storage, size = _storage(tensor), tensor.untyped_storage().nbytes()
         if storage not in self._excluded and size:
             if not self._holders[storage]:

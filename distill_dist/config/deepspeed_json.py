@@ -151,7 +151,7 @@ def load_deepspeed_json(path: Path) -> dict[str, Any]:
     """The file's content, checked key by key; relative paths start at the working directory.
 
     Raises UserError, listing every problem: no such file, broken JSON (with its line), a key twice, a key
-    that DeepSpeed does not know or that the run's YAML owns, a ZeRO stage other than 0, 1 or 2.
+    that DeepSpeed does not know or that the run's YAML owns, a ZeRO stage other than 0, 1, 2 or 3.
     """
     name = f"deepspeed_config {path}"
     try:

@@ -59,9 +59,6 @@ def resolve_defaults(config: RunConfig) -> RunConfig:
         student = replace(student, dropout=0.0 if is_aligned(config) else 0.1)
     if student.freeze_embeddings is None:
         student = replace(student, freeze_embeddings=gradients)
-    if student.attention == "auto":
-        once = config.alignment.route == "central_difference" or student.compile
-        student = replace(student, attention="eager" if is_aligned(config) and not once else "sdpa")
     if weight.gradient is None and gradients:
         weight = replace(weight, gradient=0.5 if config.method == "gkd" else 0.1)
     if objective.kd_scale == "auto":
@@ -232,7 +229,10 @@ def _value_problem(field: SchemaField, value: Any) -> str | None:
 
 # Values that other tools have, and why they are missing here.
 _NOT_OFFERED = {
-    ("train.precision", "fp16"): "in fp16 matched gradients underflow to 0, which has no direction; take bf16",
+    (
+        "train.precision",
+        "fp16",
+    ): "in fp16 matched gradients underflow to 0, which has no direction; take bf16",
 }
 
 

@@ -57,6 +57,15 @@ def encoder_parts(model: nn.Module) -> EncoderParts:
     )
 
 
+def has_kinks(model: nn.Module) -> bool:
+    """Whether an activation has a jump in its derivative: a difference across it is not its second derivative."""
+    config: Any = model.config
+    names = ("hidden_act", "activation", "hidden_activation", "classifier_activation")
+    activations = {str(getattr(config, name, "")) for name in names}
+    in_head = config.model_type == "distilbert"  # its classifier has a ReLU that is no module of the model
+    return in_head or any("relu" in activation for activation in activations)
+
+
 def layer_list(model: nn.Module) -> nn.ModuleList:
     """The list of layers inside ``model``. Raises UserError where it is no encoder of a supported shape."""
     base = getattr(model, str(getattr(model, "base_model_prefix", "")), None)

@@ -65,7 +65,6 @@ ALIGNED = (*MATCH_DIRECTIONS, "kd + attribution", "pkd + attribution")
 def objective_of(name: str, *, signal: str = "own_max", per_class: bool = False, **more: Any) -> Objective:
     """Weights under which no term hides behind another."""
     case = CASES[name]
-    layers = {"teacher_layers": TEACHER_LAYERS, "student_layers": STUDENT_LAYERS} if case.has_layers else {}
     at_embedding, at_cls = case.at
     found = Objective(
         replace(METHODS[case.method], embedding_gradient=at_embedding, cls_gradients=at_cls),
@@ -78,7 +77,8 @@ def objective_of(name: str, *, signal: str = "own_max", per_class: bool = False,
         kd_per_class=per_class,
         signal=signal,
         noise_spec=NOISE if case.noise else None,
-        **layers,
+        teacher_layers=TEACHER_LAYERS if case.has_layers else (),
+        student_layers=STUDENT_LAYERS if case.has_layers else (),
     )
     return replace(found, **more)
 

@@ -39,7 +39,8 @@ class Seen:
 
 @contextmanager
 def counting(parts: EncoderParts, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
-    seen, real = Seen(), torch.autograd.grad
+    seen = Seen()
+    real: Any = torch.autograd.grad
 
     def grad(*arguments: Any, create_graph: bool = False, **named: Any) -> Any:
         seen.backwards.append(create_graph)

@@ -59,7 +59,7 @@ def name_for(student: Any) -> str:
     return "gkd_cls" if encoder_parts(student).pools_cls else "gkd"
 
 
-def arithmetic(case: str) -> dict[str, float]:
+def arithmetic(case: str) -> dict[str, Any]:
     """ModernBERT's softmax and rotations are fp32 whatever its weights: 2.6e-8 / h was seen; 4 times that passes."""
     return {"step_h": 5e-3, "rounding": 1e-10} if case.startswith("modernbert") else {}
 

@@ -75,7 +75,7 @@ def maps() -> WidthMaps:
         torch.manual_seed(1)
         found = WidthMaps(len(STUDENT_LAYERS), teacher_width=TEACHER, student_width=STUDENT).double()
         with torch.no_grad():
-            found.weight_KTS += 0.1 * torch.randn_like(found.weight_KTS)
+            found.weight_KTS.add_(0.1 * torch.randn_like(found.weight_KTS))
     return found
 
 
@@ -96,7 +96,7 @@ def test_value_and_gradient_follow_the_formula(pair: tuple[Any, Any], name: str,
     student, teacher = pair
     module, counts = maps(), counts_of(BATCH)
     # noise is drawn of the embedding's width, which the reference takes to be the model's
-    without_noise = {"noise": 0.0, "noise_spec": None}
+    without_noise: dict[str, Any] = {"noise": 0.0, "noise_spec": None}
     weights, objective = weights_of(name, signal=signal), objective_of(name, signal=signal)
     found = step(student, teacher, replace(objective, **without_noise), BATCH, maps=module).total(counts)
     trained = copy.deepcopy(teacher).requires_grad_(True)
@@ -154,7 +154,7 @@ def test_the_maps_turn_what_the_student_is_asked_for(pair: tuple[Any, Any], rout
     for sign in (1.0, -1.0):
         module = maps()
         with torch.no_grad():
-            module.weight_KTS *= sign
+            module.weight_KTS.mul_(sign)
         sums = step(student, teacher, objective, BATCH, route=route, maps=module).sums
         values.append(sums["gradient_cls"].item())
     # 2(1 − cos) + 2(1 + cos), for every row and layer

@@ -147,7 +147,7 @@ def undecided(model: Any, batch: Batch) -> Any:
     """
     classifier = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.no_grad():
-        classifier.bias -= forward(model, batch).logits.mean(dim=0)
+        classifier.bias.sub_(forward(model, batch).logits.mean(dim=0))
         assert len(set(forward(model, batch).logits.argmax(dim=-1).tolist())) > 1
     return model
 

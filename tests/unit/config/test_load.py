@@ -185,7 +185,7 @@ def test_resolved_defaults_are_the_methods_own(method: str) -> None:
     config = resolve_defaults(RunConfig(method=method))  # type: ignore[arg-type]
     assert config.student.dropout == (0.0 if gradients else 0.1)
     assert config.student.freeze_embeddings is gradients
-    assert config.student.attention == ("eager" if gradients else "sdpa")
+    assert config.student.attention == "auto"  # the model's family decides as well
     assert config.objective.kd_scale == ("mean" if gradients else "sum")
     assert config.weight.gradient == {"gkd": 0.5, "gkd_cls": 0.1}.get(method)
     assert config.student.layers is None
@@ -195,7 +195,7 @@ def test_resolved_defaults_are_the_methods_own(method: str) -> None:
 def test_resolving_keeps_what_the_user_set() -> None:
     chosen = RunConfig(
         method="kd",
-        student=StudentConfig(dropout=0.0, freeze_embeddings=True, attention="eager"),
+        student=StudentConfig(dropout=0.0, freeze_embeddings=True),
         objective=ObjectiveConfig(kd_scale="mean"),
         weight=WeightConfig(gradient=0.7),
     )

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from distill_dist.data.collate import collate, filler
+from distill_dist.records import Batch
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ ROWS = [
     Row(7, np.array([101, 5, 102]), np.array([0, 0, 0]), 2),
     Row(3, np.array([101, 6, 102, 8, 102]), np.array([0, 0, 0, 1, 1]), 0),
 ]
+
+
+TENSORS = [field.name for field in fields(Batch) if field.name != "alignment"]
 
 
 def test_pads_to_the_longest_row() -> None:
@@ -51,13 +55,14 @@ def test_filler_is_one_row_that_is_not_real() -> None:
     batch, real = filler(ROWS[1], pad_token_id=0, pad_to=6), collate([ROWS[1]], pad_token_id=0, pad_to=6)
     assert batch.is_real_B.tolist() == [False]
     assert real.is_real_B.tolist() == [True]
-    for field in fields(batch):
-        if field.name != "is_real_B":
-            assert torch.equal(getattr(batch, field.name), getattr(real, field.name))
+    assert batch.alignment == real.alignment == 1.0
+    for name in TENSORS:
+        if name != "is_real_B":
+            assert torch.equal(getattr(batch, name), getattr(real, name))
 
 
 def test_types() -> None:
     for batch in (collate(ROWS, pad_token_id=0), filler(ROWS[0], pad_token_id=0)):
-        for field in fields(batch):
-            expected = torch.bool if field.name == "is_real_B" else torch.int64
-            assert getattr(batch, field.name).dtype == expected
+        for name in TENSORS:
+            expected = torch.bool if name == "is_real_B" else torch.int64
+            assert getattr(batch, name).dtype == expected

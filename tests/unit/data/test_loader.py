@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def split_of(num_rows: int) -> FakeSplit:
     return FakeSplit(np.random.default_rng(num_rows).integers(3, 40, size=num_rows))
 
 
-def loader(split: FakeSplit, *, rank: int = 0, size: int = 1, **changed: int) -> StepLoader:
+def loader(split: FakeSplit, *, rank: int = 0, size: int = 1, **changed: Any) -> StepLoader:
     arguments = {"batch_size": 8, "window": 3, "micro_tokens": 100, "pad_token_id": 0} | changed
     order = RandomOrder(num_rows=split.num_rows, seed=5)
     return StepLoader(split=split, rows_at=order.rows_at, rank=rank, size=size, seed=5, **arguments)
@@ -261,7 +262,8 @@ def test_a_share_of_every_global_batch_is_aligned(size: int, aligned_share: floa
         assert len(aligned) == max(1, round(aligned_share * rows))
         assert sorted(row for step in steps for row in aligned_ids(step)) == aligned
         assert sorted(row for step in steps for row in real_ids(step)) == sorted(real_ids(expected))
-        assert len({len(step.batches) for step in steps}) == 1
+        # in one order on all ranks: the forwards are collectives at ZeRO 3, and aligned rows run more of them
+        assert len({tuple(batch.alignment for batch in step.batches) for step in steps}) == 1
         for step in steps:
             weights = {batch.alignment for batch in step.batches}
             assert weights == ({rows / len(aligned), 0.0} if len(aligned) < rows else {1.0})

@@ -319,5 +319,30 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(total, tuple(getattr(filled, field.name) for field in fields(filled)))
 
 
+def test_a_share_weighs_the_aligned_terms_alone() -> None:
+    """alignment.share: the rows that are aligned stand for those that are not."""
+    whole = EVERYTHING(student(), teacher(), batch())
+    found = EVERYTHING(student(), teacher(), replace(batch(), alignment=2.5))
+    for name, value in whole.sums.items():
+        factor = 2.5 if name in ALIGNED else 1.0
+        assert found.sums[name].item() == pytest.approx(factor * value.item(), rel=1e-14)
+    assert found.weights == whole.weights
+
+
+def test_a_batch_that_is_not_aligned_needs_no_gradient_of_anyone() -> None:
+    bare_student = replace(
+        student(), cls_gradients_BKVH=None, embedding_gradient_BLVH=None, attribution_BLC=None
+    )
+    bare_teacher = replace(
+        teacher(), cls_gradients_BKVH=None, embedding_gradient_BLVH=None, attribution_BLC=None
+    )
+    found = EVERYTHING(bare_student, bare_teacher, replace(batch(), alignment=0.0))
+    whole = EVERYTHING(student(), teacher(), batch())
+    assert set(found.sums) == set(whole.sums) - set(ALIGNED)
+    for name, value in found.sums.items():
+        assert torch.equal(value, whole.sums[name])
+    assert found.zero_rows.item() == 0
+
+
 def test_terms_are_off_unless_named() -> None:
     assert Objective(Terms()).weights == {"cross_entropy": 1.0}
