@@ -15,7 +15,7 @@ from tiny_encoders import ragged_batch, tiny_encoder
 
 from distill_dist.assemble import alignment
 from distill_dist.assemble.alignment import copied_for_probe, describe_alignment, run_probe
-from distill_dist.assemble.models import _attention
+from distill_dist.assemble.models import choose_attention
 from distill_dist.assemble.outcome import Outcome
 from distill_dist.assemble.route import ChosenRoute
 from distill_dist.errors import UserError
@@ -193,7 +193,7 @@ def _kernels() -> Iterator[None]:
     ],
 )
 def test_the_kernel_of_a_student(family: str, values: dict[str, Any], kernel: str) -> None:
-    assert _attention(good_with(values), encoder_parts(tiny_encoder(family))) == kernel
+    assert choose_attention(good_with(values), encoder_parts(tiny_encoder(family))) == kernel
 
 
 @pytest.mark.usefixtures("_kernels")
