@@ -24,7 +24,7 @@ from distill_dist.objectives.objective import ALIGNED, METHODS, LossTerms
 from distill_dist.student import Route, StudentStep
 
 ERROR_ROWS = 8  # of the case that gradients are compared on: float64 is slow
-WARM_UP = 2  # rounds
+WARM_UP = 1  # rounds; of the longest case
 
 
 @dataclass(frozen=True)
