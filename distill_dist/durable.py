@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import fnmatch
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+_TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.tmp")
 
 
 def sync_folder(folder: Path) -> None:
@@ -87,7 +91,8 @@ def remove_stale(root: Path, pattern: str) -> None:
     """Remove what dead processes of this host were writing: temporaries of names that match the glob ``pattern``."""
     for temporary in root.glob(f".{pattern}.*.tmp"):
         match = _TEMPORARY.fullmatch(temporary.name)
-        if match is None or _alive(int(match[1])):
+        # the name between the dot and the process must be the pattern's in full: NAME.notes is not NAME
+        if match is None or not fnmatch.fnmatchcase(match[1], pattern) or _alive(int(match[2])):
             continue
         if temporary.is_dir() and not temporary.is_symlink():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -103,6 +108,37 @@ def _alive(process: int) -> bool:
     except PermissionError:
         return True  # somebody else's
     return True
+
+
+def hold_lock(path: Path) -> str | None:
+    """Hold the file ``path`` as a lock until this process ends, however it ends; else who holds it.
+
+    A POSIX record lock: a forked child does not inherit it, unlike flock's. Closing any descriptor of the file
+    would release it, so nobody else opens it. Raises OSError, ENOLCK for instance, where locks do not work.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            return holder or "another process"
+        if _is_file(descriptor, path):
+            break
+        os.close(descriptor)  # whoever held it removed it just now
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return None
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
 
 
 def _moved_aside(path: Path) -> Path:

@@ -12,12 +12,10 @@ summary.json                                 the result
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
 import platform
-import socket
 import subprocess
 import sys
 import time
@@ -27,13 +25,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distill_dist.durable import durable_folder, recover_folders, remove_stale, sha256_file, write_json
+from distill_dist.durable import (
+    durable_folder,
+    hold_lock,
+    recover_folders,
+    remove_stale,
+    sha256_file,
+    write_json,
+)
 from distill_dist.errors import Interrupted, UserError
 
 BEST = "best_epoch.json"  # beside the weights
 _log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "webdataset", "omegaconf", "tensorboard")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class RunFolder:
@@ -59,6 +65,7 @@ class RunFolder:
         try:
             self._lock()
             self._refuse_a_strangers_model()
+            self._bury()
             self._tidy()
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be used: {error}") from error
@@ -78,35 +85,40 @@ class RunFolder:
         remove_stale(self.checkpoints, "step-*")
 
     def _lock(self) -> None:
-        """Hold `.lock` until this process ends, however it ends.
-
-        A POSIX record lock: a forked child does not inherit it, unlike flock's. Closing any descriptor of the file
-        would release it, so nobody else opens it.
-        """
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        """Hold `.lock` until this process ends, however it ends."""
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise UserError(
-                f"run_dir={self.path} is in use by another run ({holder}): wait for its end, or choose another run_dir"
-            ) from None
+            holder = hold_lock(self.path / ".lock")
         except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
             _log.warning(
                 "no lock on %s (%s): nothing keeps a second run out of it", self.path, error.strerror
             )
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            return
+        if holder is not None:
+            raise UserError(
+                f"run_dir={self.path} is in use by another run ({holder}): wait for its end, or choose another run_dir"
+            )
+
+    def _bury(self) -> None:
+        """A verdict `running` of a process that died without a word: the lock proves that it is dead."""
+        state = self._state()
+        if state.get("state") == "running":
+            reason = f"process {state.get('process', '?')} ended without a word"
+            self.set_state("stopped", resumable=True, reason=reason)
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _is_ours(self) -> bool:
         """Whether a run began here before: it leaves its verdict and its configuration."""
-        try:
-            state = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
-            if isinstance(state, dict) and "state" in state:
-                return True
-        except (OSError, ValueError):
-            pass
+        state = self._state()
+        if "state" in state and "refused" not in state:
+            return True
         try:
             text = (self.path / "config.yaml").read_text(encoding="utf-8")
         except (OSError, ValueError):
@@ -160,9 +172,11 @@ class RunFolder:
             self.set_state("done")
 
     def refuse(self, error: UserError) -> None:
-        """The verdict of a run that cannot begin. What an earlier run said here stays: this one changed nothing."""
-        if not (self.path / "state.json").exists():
-            self._say_if_possible("failed", resumable=False, reason=f"{type(error).__name__}: {error}")
+        """The verdict of a run that cannot begin. What a run that began said here stays: this one changed nothing."""
+        state = self._state()
+        if not state or "refused" in state:
+            reason = f"{type(error).__name__}: {error}"
+            self._say_if_possible("failed", resumable=False, reason=reason, refused=True)
 
     def _say_if_possible(self, state: str, **more: Any) -> None:
         """``set_state``; where even that cannot be written, what ended the run stays the error that is seen."""

@@ -207,7 +207,7 @@ class World:
     @property
     def data(self) -> list[str]:
         """The `data` section."""
-        return ["data.source=synthetic_nli", f"data.prepared={self.prepared}", "data.max_length=64"]
+        return corpus(self.prepared)
 
     def student(self, run_dir: Path, *more: str) -> list[str]:
         """Arguments of a run that cuts a student of 2 layers from the teacher: 50 steps an epoch."""
@@ -231,15 +231,19 @@ class World:
 TRAIN_ROWS, DEV_ROWS = 400, 60
 
 
+def corpus(prepared: Path) -> list[str]:
+    """The `data` section of a generated corpus of a few hundred rows."""
+    return [
+        "data.source=synthetic_nli", f"data.prepared={prepared}", "data.max_length=64",
+        "data.synthetic.max_steps=1", f"data.synthetic.train_rows={TRAIN_ROWS}",
+        f"data.synthetic.dev_rows={DEV_ROWS}",
+    ]  # fmt: skip
+
+
 def prepare_corpus(folder: Path, *more: str) -> Path:
     """A generated corpus of a few hundred rows below ``folder``."""
     prepared = folder / "prepared"
-    arguments = [
-        "data.source=synthetic_nli", f"data.prepared={prepared}", "data.max_length=64",
-        "data.synthetic.max_steps=1", f"data.synthetic.train_rows={TRAIN_ROWS}",
-        f"data.synthetic.dev_rows={DEV_ROWS}", *more,
-    ]  # fmt: skip
-    done = launch("prepare.py", arguments, logs=folder / "logs-prepare")
+    done = launch("prepare.py", [*corpus(prepared), *more], logs=folder / "logs-prepare")
     assert done.processes[0].returncode == 0, done.text()
     return prepared
 
@@ -252,9 +256,7 @@ def teacher_arguments(prepared: Path, run_dir: Path) -> list[str]:
     return [
         "method=finetune",
         f"run_dir={run_dir}",
-        "data.source=synthetic_nli",
-        f"data.prepared={prepared}",
-        "data.max_length=64",
+        *corpus(prepared),
         "student.shape.hidden_size=32",
         "student.shape.num_hidden_layers=4",
         "student.shape.num_attention_heads=4",

@@ -41,12 +41,18 @@ class TeacherShape:
 def check_prepared(config: RunConfig, manifest: Manifest) -> None:
     """Raises UserError when the run's `data` section says something else than the folder was prepared with."""
     data = config.data
-    layouts = [list(layout.columns) for layout in resolve_task(data).layouts]
+    task = resolve_task(data)
+    layouts = [list(layout.columns) for layout in task.layouts]
+    generated = (
+        manifest.request["splits"]["train"].get("generator") if data.source == "synthetic_nli" else None
+    )
     said = {
         "data.source": (data.source, manifest.request["source"]),
         "data.text_columns and data.label_column": (layouts, manifest.request["layouts"]),
         "data.max_length": (data.max_length, manifest.max_length),
-        "data.labels": (data.labels or manifest.labels, manifest.labels),
+        "data.labels": (task.labels, manifest.labels),
+        "data.splits": (sorted(data.splits), sorted(manifest.splits)),
+        "data.synthetic": (generated and asdict(data.synthetic), generated),
         "data.task": (data.task if data.source != "synthetic_nli" else manifest.task, manifest.task),
     }
     for key, (wanted, prepared) in said.items():
@@ -145,12 +151,16 @@ def check_vocabulary(model_config: Any, manifest: Manifest, *, what: str, value:
         )
 
 
+# In one of these a tokenizer keeps its vocabulary, whatever its family and age.
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "tokenizer.model")
+
+
 def check_tokenizer(folder: str, prepared: Path, *, what: str) -> None:
     """Raises UserError when the model in ``folder`` has another vocabulary than the prepared data.
 
     It would answer nonsense without a word. A folder without a tokenizer cannot be compared.
     """
-    if not (Path(folder) / "tokenizer.json").exists():
+    if not any((Path(folder) / name).exists() for name in _VOCABULARIES):
         return
     with naming_the_folder(folder, "tokenizer"):
         theirs = AutoTokenizer.from_pretrained(folder).get_vocab()

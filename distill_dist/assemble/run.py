@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,13 @@ from distill_dist.assemble.teacher_rank import serve_teacher
 from distill_dist.comm.environment import LaunchEnvironment, read_environment
 from distill_dist.comm.rendezvous import Store, connect_store, report_failure
 from distill_dist.comm.roles import assign_roles
+from distill_dist.config.load import dump_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
 from distill_dist.run_folder import RunFolder
 from distill_dist.stop_signal import StopSignal
+
+_log = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
@@ -42,11 +48,13 @@ def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
     try:
         if launch.rank == 0:
             folder.claim()  # no other rank looks into the folder before it has met rank 0
-        device = pick_device(config.cluster.device, launch.local_rank)
+        device = _device(config, launch, folder)
     except UserError as error:
-        report_failure(_meet(config, launch), launch, error)
+        _log.warning("refused: %s", error)
+        with contextlib.suppress(UserError):  # who cannot be met hides no reason
+            report_failure(_meet(config, launch, stop), launch, error)
         raise
-    store = _meet(config, launch)
+    store = _meet(config, launch, stop)
     place = Place(launch=launch, roles=roles, store=store, device=device)
     if place.device.type == "cpu":
         torch.set_num_threads(_threads(config.cluster.threads, launch.local_size))
@@ -56,9 +64,39 @@ def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
     return train_student(config, place, stop, folder)
 
 
-def _meet(config: RunConfig, launch: LaunchEnvironment) -> Store:
-    run = hashlib.sha256(os.path.realpath(config.run_dir).encode()).hexdigest()[:16]
-    return connect_store(launch, timeout_s=config.cluster.rendezvous_s, run=run)
+def _device(config: RunConfig, launch: LaunchEnvironment, folder: RunFolder) -> torch.device:
+    try:
+        return pick_device(config.cluster.device, launch.local_rank)
+    except UserError as error:
+        if launch.rank == 0:  # the folder is claimed: its verdict is ours
+            folder.refuse(error)
+        raise
+
+
+def _meet(config: RunConfig, launch: LaunchEnvironment, stop: StopSignal) -> Store:
+    return connect_store(
+        launch,
+        timeout_s=config.cluster.rendezvous_s,
+        run=_digest(os.path.realpath(config.run_dir)),
+        settings=_digest(dump_config(_without_places(config))),
+        stopped=stop.asked,
+    )
+
+
+def _without_places(config: RunConfig) -> RunConfig:
+    """What must be the same on all ranks: a node may keep its copies elsewhere."""
+    return replace(
+        config,
+        run_dir="",
+        deepspeed_config="",
+        data=replace(config.data, path="", prepared="", tokenizer=""),
+        student=replace(config.student, path=""),
+        teacher=replace(config.teacher, path=""),
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _threads(wanted: int, local_size: int) -> int:

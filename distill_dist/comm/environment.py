@@ -41,14 +41,17 @@ def read_environment(environment: MutableMapping[str, str]) -> LaunchEnvironment
     rank, world_size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
     if rank >= world_size:
         raise UserError(f"the environment has RANK={rank} in a world of WORLD_SIZE={world_size}; {_REMEDY}")
+    port = _number(environment, "MASTER_PORT")
+    if not 0 < port < 65536:
+        raise UserError(f"the environment has MASTER_PORT={port}, which is no port (1 to 65535); {_REMEDY}")
     local_size = "LOCAL_WORLD_SIZE" if environment.get("LOCAL_WORLD_SIZE") else "LOCAL_SIZE"
     return LaunchEnvironment(
         rank=rank,
         world_size=world_size,
         local_rank=_number(environment, "LOCAL_RANK", default=0),
-        local_size=_number(environment, local_size, default=world_size),
+        local_size=max(1, _number(environment, local_size, default=world_size)),
         master_address=environment["MASTER_ADDR"],
-        master_port=_number(environment, "MASTER_PORT"),
+        master_port=port,
         agent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         attempt=_number(environment, "TORCHELASTIC_RESTART_COUNT"),
     )

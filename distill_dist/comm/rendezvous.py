@@ -4,52 +4,105 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
+from queue import SimpleQueue
 
 import torch.distributed as dist
 from torch.distributed import Store as Store
 
 from distill_dist.comm.environment import LaunchEnvironment
-from distill_dist.errors import UserError
+from distill_dist.errors import Interrupted, UserError
 
 # Longest that a failed rank 0 keeps the store open for the others; they may still be loading their models.
 LINGER_S = 30.0
 
 
-def connect_store(launch: LaunchEnvironment, *, timeout_s: float, run: str = "") -> Store:
+def connect_store(
+    launch: LaunchEnvironment,
+    *,
+    timeout_s: float,
+    run: str = "",
+    settings: str = "",
+    stopped: Callable[[], bool] = lambda: False,
+) -> Store:
     """The store at the launcher's address once every rank has joined. Raises UserError naming the missing ranks.
 
     ``run`` names the run: where its port is another run's, whose rank 0 answers there, it must not disturb that.
+    ``settings`` must be the same on all ranks. Raises Interrupted once ``stopped`` says so.
     """
-    deadline = time.monotonic() + timeout_s
-    try:
-        store = dist.TCPStore(
-            launch.master_address,
-            launch.master_port,
-            world_size=None,
-            is_master=launch.rank == 0 and not launch.agent_store,
-            timeout=timedelta(seconds=timeout_s),
-            wait_for_workers=False,
-        )
-    except (dist.DistNetworkError, dist.DistStoreError, RuntimeError) as error:
-        raise UserError(
-            f"rank {launch.rank} could not open or reach the rendezvous at "
-            f"{launch.master_address}:{launch.master_port} within {timeout_s:.0f} s: {error}; is the port taken by "
-            "another run (deepspeed --master_port N), or the address not reachable from this host?"
-        ) from error
-    scoped = dist.PrefixStore(f"distill/{run}/{launch.attempt}", store)
+    wait = _Wait(time.monotonic() + timeout_s, timeout_s, stopped)
+    scoped = dist.PrefixStore(f"distill/{run}/{launch.attempt}", _open_store(launch, wait))
     if scoped.add(f"joining/{launch.rank}", 1) > 1:
         raise UserError(
             f"a rank {launch.rank} has joined at {launch.master_address}:{launch.master_port} before: the port belongs "
             "to another start of this run; wait for its end, or take another port (deepspeed --master_port N)"
         )
+    scoped.set(f"settings/{launch.rank}", settings)
     scoped.set(f"joined/{launch.rank}", f"{socket.gethostname()} {os.getpid()}")
-    _await_all(scoped, launch, deadline, timeout_s)
+    _await_all(scoped, launch, wait)
+    others = [r for r in range(launch.world_size) if scoped.get(f"settings/{r}").decode() != settings]
+    if others:
+        raise UserError(
+            f"ranks {others} were started with other settings than rank {launch.rank}: start every rank with the same "
+            "--config and key=value arguments"
+        )
     return scoped
 
 
-def _await_all(store: Store, launch: LaunchEnvironment, deadline: float, timeout_s: float) -> None:
+@dataclass(frozen=True)
+class _Wait:
+    """A deadline, and whether to go on waiting for it."""
+
+    deadline: float
+    timeout_s: float
+    stopped: Callable[[], bool]
+
+    def is_over(self) -> bool:
+        """Whether the deadline has passed. Raises Interrupted where a stop was asked for."""
+        if self.stopped():
+            raise Interrupted("stopped by a signal before the run began; the same command starts it")
+        return time.monotonic() > self.deadline
+
+
+def _open_store(launch: LaunchEnvironment, wait: _Wait) -> Store:
+    """The bare store. In a thread, because a port that accepts and never answers holds torch's client for ever."""
+    found: SimpleQueue[Store | Exception] = SimpleQueue()
+
+    def connect() -> None:
+        try:
+            found.put(
+                dist.TCPStore(
+                    launch.master_address,
+                    launch.master_port,
+                    world_size=None,
+                    is_master=launch.rank == 0 and not launch.agent_store,
+                    timeout=timedelta(seconds=wait.timeout_s),
+                    wait_for_workers=False,
+                )
+            )
+        except (dist.DistNetworkError, dist.DistStoreError, RuntimeError) as error:
+            found.put(error)
+
+    threading.Thread(target=connect, daemon=True).start()
+    result: Store | Exception = TimeoutError("nobody answers")
+    while found.empty() and not wait.is_over():
+        time.sleep(0.02)
+    if not found.empty():
+        result = found.get()
+    if isinstance(result, Exception):
+        raise UserError(
+            f"rank {launch.rank} could not open or reach the rendezvous at "
+            f"{launch.master_address}:{launch.master_port} within {wait.timeout_s:.0f} s: {result}; is the port taken "
+            "by another run (deepspeed --master_port N), or the address not reachable from this host?"
+        ) from result
+    return result
+
+
+def _await_all(store: Store, launch: LaunchEnvironment, wait: _Wait) -> None:
     missing = list(range(launch.world_size))
     while missing:
         try:
@@ -59,9 +112,9 @@ def _await_all(store: Store, launch: LaunchEnvironment, deadline: float, timeout
                 f"rank 0, which keeps the rendezvous, left while rank {launch.rank} waited for ranks {missing} of "
                 f"{launch.world_size} to join; see its log"
             ) from error
-        if missing and time.monotonic() > deadline:
+        if missing and wait.is_over():
             raise UserError(
-                f"rank {launch.rank} waited {timeout_s:.0f} s for ranks {missing} of {launch.world_size} to join; "
+                f"rank {launch.rank} waited {wait.timeout_s:.0f} s for ranks {missing} of {launch.world_size} to join; "
                 "see their logs, or raise cluster.rendezvous_s"
             )
         if missing:

@@ -134,6 +134,10 @@ def _read_override(text: str) -> Any:
             f"shell), for no value {key}=null, for an empty list {key}=[]"
         )
     try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{text!a}: an override must be UTF-8, as every name in a configuration") from None
+    try:
         loaded = OmegaConf.from_dotlist([text])
     except yaml.YAMLError as error:
         raise UserError(f"'{text}': the value is not valid YAML: {_yaml_problem(error)}") from None

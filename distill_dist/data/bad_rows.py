@@ -11,7 +11,7 @@ from distill_dist.data.manifest import BAD_ROWS
 from distill_dist.data.rows import BadRow
 from distill_dist.errors import UserError
 
-MOST_NAMES = 20  # of unknown labels in the message
+MOST_NAMES, SHOWN_NAMES = 10_000, 20  # of unknown labels: counted, and in the message
 
 
 class BadRowLog:
@@ -50,14 +50,23 @@ class BadRowLog:
         if self._file is not None:
             self._file.close()
 
-    def refuse(self) -> None:
-        """UserError with the first bad row and the count of all, if there was one."""
-        if self._first is None:
-            return
+    def describe(self) -> str:
+        """The first bad row, the count of all, the unknown labels, and the remedy."""
         total = sum(self._counts.values(), Counter())
         kinds = ", ".join(f"{count} {kind}" for kind, count in total.most_common())
         remedy = "Mend them, or set data.on_bad_row=skip to leave them out"
         if self._unknown:
-            names = ", ".join(f"{count} {name!r:.40}" for name, count in self._unknown.most_common())
-            remedy = f"Unknown labels: {names}. Add those that are classes to data.labels; the rest: {remedy.lower()}"
-        raise UserError(f"{self._first}\n{total.total()} bad rows in all: {kinds}. {remedy}")
+            remedy = f"{self._unknown_labels()}; the rest: {remedy.lower()}"
+        return f"{self._first}\n{total.total()} bad rows in all: {kinds}. {remedy}"
+
+    def _unknown_labels(self) -> str:
+        names = ", ".join(f"{count} {name!r:.40}" for name, count in self._unknown.most_common(SHOWN_NAMES))
+        more = len(self._unknown) - SHOWN_NAMES
+        if more > 0:
+            names += f" and {more} more names (is data.label_column the right column?)"
+        return f"Unknown labels: {names}. Add those that are classes to data.labels"
+
+    def refuse(self) -> None:
+        """UserError with ``describe``, if there was a bad row."""
+        if self._first is not None:
+            raise UserError(self.describe())

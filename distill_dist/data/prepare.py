@@ -31,7 +31,7 @@ from distill_dist.data.shards import find_damage
 from distill_dist.data.sources import Source, open_sources
 from distill_dist.data.tasks import Task, resolve_task
 from distill_dist.data.tokenization import RowTokenizer, load_tokenizer
-from distill_dist.durable import durable_folder, remove_stale
+from distill_dist.durable import durable_folder, hold_lock, remove_stale
 from distill_dist.errors import UserError
 
 # Rows per call of the tokenizer: enough for all cores, little enough to keep in memory.
@@ -61,6 +61,22 @@ def _prepare(config: DataConfig, *, progress: bool, replace: bool) -> dict[str, 
     if not config.prepared:
         raise UserError("data.prepared is empty: name the folder to write")
     folder = Path(config.prepared).resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    holder = hold_lock(lock)
+    if holder is not None:
+        raise UserError(
+            f"data.prepared {folder} is being prepared by another run ({holder}): wait for its end"
+        )
+    try:
+        return _prepare_alone(folder, config, progress=progress, replace=replace, started=started)
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _prepare_alone(
+    folder: Path, config: DataConfig, *, progress: bool, replace: bool, started: float
+) -> dict[str, Any]:
     remove_stale(folder.parent, glob.escape(folder.name))
     _refuse_foreign(folder)
     task = resolve_task(config)
@@ -94,7 +110,7 @@ def _build(
                 bad_rows.refuse()
         for split, entry in splits.items():
             if not entry.rows:
-                skipped = f" but {sum(entry.bad_rows.values())} bad ones" if entry.bad_rows else ""
+                skipped = f" but bad ones. {bad_rows.describe()}" if entry.bad_rows else ""
                 raise UserError(f"{sources[split].place} has no rows{skipped}")
         tokenizer.save(temporary / TOKENIZER_FOLDER)
         manifest = Manifest(

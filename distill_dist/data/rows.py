@@ -42,6 +42,9 @@ class BadRow:
     name: str = ""
 
 
+SHOWN_CLASSES = 20  # in the message about an unknown label
+
+
 def check_row(raw: RawRow, labels: tuple[str, ...]) -> TextRow | BadRow:
     """The row with its texts decoded and its label as a class number, or why that is impossible."""
     texts = []
@@ -85,5 +88,6 @@ def _check_label(value: Any, line: int, labels: tuple[str, ...]) -> int | BadRow
     # ASCII, because int() also reads digits of other scripts; and it refuses thousands of them
     if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(labels):
         return int(name)
-    known = ", ".join(f"{number} {label}" for number, label in enumerate(labels))
+    known = ", ".join(f"{number} {label}" for number, label in enumerate(labels[:SHOWN_CLASSES]))
+    known += ", …" if len(labels) > SHOWN_CLASSES else ""
     return BadRow(line, "unknown label", f"unknown label {value!r:.60} (there are: {known})", name)

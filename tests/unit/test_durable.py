@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from distill_dist.durable import (
     durable_folder,
+    hold_lock,
     recover_folder,
     recover_folders,
     remove_stale,
@@ -211,6 +213,7 @@ def test_only_what_dead_processes_were_writing_is_removed(tmp_path: Path) -> Non
         f".model.{os.getpid()}.tmp",  # under way
         f".theirs.{dead.pid}.tmp",  # not our name
         ".model.notes.tmp",
+        f".model.notes.{dead.pid}.tmp",  # a longer name than ours
         "model",
     }
     for name in kept:
@@ -219,3 +222,23 @@ def test_only_what_dead_processes_were_writing_is_removed(tmp_path: Path) -> Non
     remove_stale(tmp_path, "model")
     remove_stale(tmp_path, "*.json")
     assert names(tmp_path) == kept
+
+
+LOCKER = """
+import sys, time
+from pathlib import Path
+from distill_dist.durable import hold_lock
+print(hold_lock(Path(sys.argv[1])), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    command = [sys.executable, "-c", LOCKER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "None\n"
+        assert hold_lock(path) == f"process {holder.pid} on {socket.gethostname()}"
+        holder.kill()
+    assert hold_lock(path) is None

@@ -87,8 +87,15 @@ def test_a_refused_run_leaves_its_verdict_but_not_over_an_earlier_one(folder: Ru
         "state": "failed",
         "resumable": False,
         "reason": "UserError: teacher.path=nowhere: no such folder",
+        "refused": True,
     }
     assert state(folder) == refused
+    folder.refuse(UserError("another reason"))
+    assert state(folder) == {**refused, "reason": "UserError: another reason"}
+    folder.model.mkdir()
+    with pytest.raises(UserError, match="no run of ours wrote"):
+        folder.claim()  # a run that was refused wrote no model
+    folder.model.rmdir()
     run(folder, None)
     folder.refuse(UserError("train.learning_rate: 0.001 -> 0.002"))
     assert state(folder) == {"state": "done"}
@@ -155,6 +162,16 @@ def test_claiming_tidies_up(folder: RunFolder) -> None:
     assert not any(path.exists() for path in (*left, state_json))
     assert folder.model.is_dir()
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step-00000020"]
+
+
+def test_a_run_that_died_without_a_word_gets_its_verdict(folder: RunFolder) -> None:
+    folder.set_state("running", process=123)
+    folder.claim()
+    assert state(folder) == {
+        "state": "stopped",
+        "resumable": True,
+        "reason": "process 123 ended without a word",
+    }
 
 
 HOLDER = """

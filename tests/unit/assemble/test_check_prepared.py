@@ -61,6 +61,7 @@ def test_what_was_prepared_is_accepted(arguments: list[str]) -> None:
         ("data.source=jsonl", "data.source"),
         ("data.max_length=64", "data.max_length"),
         ("data.labels=[poor, fine]", "data.labels"),
+        ("data.splits={test: dev.csv}", "data.splits"),
     ],
 )
 def test_what_was_prepared_otherwise_is_named(arguments: list[str], change: str, named: str) -> None:
@@ -77,3 +78,20 @@ def test_another_tokenizer_is_refused_for_the_data_and_for_the_student(
     config: Any = check(arguments, f"student.path={other}")
     with pytest.raises(UserError, match=r"student\.path=.* has another vocabulary"):
         build_student(config, load_manifest(Path(config.data.prepared)))
+
+
+def test_an_old_tokenizer_is_compared_too(arguments: list[str], tmp_path: Path) -> None:
+    other = save_tokenizer(tmp_path / "other", [*WORDS[:5], "film", "good", "bad"])
+    (other / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"data\.tokenizer=.* has another vocabulary"):
+        check(arguments, f"data.tokenizer={other}")
+
+
+def test_another_generated_corpus_is_refused(tmp_path: Path) -> None:
+    rows = ["data.synthetic.train_rows=20", "data.synthetic.dev_rows=10", "data.synthetic.max_steps=1"]
+    corpus = ["data.source=synthetic_nli", f"data.prepared={tmp_path}/prepared", *rows]
+    prepare(load_config(None, corpus, need="prepare").data, progress=False)
+    run = [*corpus, "method=finetune", f"run_dir={tmp_path}/run"]
+    check(run)
+    with pytest.raises(UserError, match=r"data\.synthetic=.*'label_noise': 0\.5.*prepare again"):
+        check(run, "data.synthetic.label_noise=0.5")

@@ -108,3 +108,9 @@ def test_a_rank_outside_of_its_world_and_an_empty_one_are_refused() -> None:
         read_environment({**DEEPSPEED, "RANK": "8"})
     with pytest.raises(UserError, match="lacks RANK"):
         read_environment({**DEEPSPEED, "RANK": ""})
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "70000"])
+def test_a_port_that_is_none_is_refused(port: str) -> None:
+    with pytest.raises(UserError, match=f"MASTER_PORT={port}, which is no port"):
+        read_environment({**DEEPSPEED, "MASTER_PORT": port})

@@ -350,3 +350,31 @@ def test_the_generated_corpus_keeps_difficulty_and_clean_labels(tmp_path):
     other = change(config, synthetic=dataclasses.replace(synthetic, seed=1))
     with pytest.raises(UserError, match=r"splits\.train\.generator\.seed: 0 -> 1"):
         run(other)
+
+
+def test_one_prepare_at_a_time(config, out):
+    """The slower one would put its rows in the place of the other's."""
+    code = "import sys, time; from pathlib import Path; from distill_dist.durable import hold_lock; "
+    code += "print(hold_lock(Path(sys.argv[1])), flush=True); time.sleep(60)"
+    lock = out.with_name(f".{out.name}.lock")
+    out.parent.mkdir()
+    command = [sys.executable, "-c", code, str(lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "None\n"
+        with pytest.raises(UserError, match=rf"is being prepared by another run \(process {other.pid} on"):
+            run(config)
+        other.kill()
+    run(config)
+    assert not lock.exists()
+
+
+def test_only_bad_rows_are_described_even_where_they_may_be_skipped(config, tmp_path):
+    rows = "".join(f"film\tname{number}\n" for number in range(30))
+    (tmp_path / "input" / "train.tsv").write_text(f"sentence\tlabel\n{rows}film\tname7\n")
+    with pytest.raises(UserError) as caught:
+        run(change(config, on_bad_row="skip"))
+    message = str(caught.value)
+    assert "train.tsv has no rows but bad ones" in message
+    assert "31 unknown label" in message
+    assert "Unknown labels: 2 'name7', 1 'name" in message
+    assert "and 10 more names (is data.label_column the right column?)" in message
