@@ -27,7 +27,8 @@ class Route:
 
     `double_backward` differentiates twice: exact. `central_difference` evaluates the student beside its points,
     ``step`` × their norm away, and needs first-order autograd only; with ``keeps_graph`` the forward at the
-    points is differentiated where it was run, without it once more beside the others (ZeRO 3 cannot keep it).
+    points is differentiated where it was run, without it once more beside the others (at ZeRO 3 and with compiled
+    layers the graph cannot be kept).
     """
 
     name: Literal["double_backward", "central_difference"] = "double_backward"

@@ -43,7 +43,9 @@ def choose_route(
         return ChosenRoute(Route(), "no gradient is matched")
     why_not = _why_not_twice(config, zero_stage, model, device)
     why_no_difference = _why_no_difference(config, model)
-    difference = Route("central_difference", step=config.alignment.step, keeps_graph=zero_stage != 3)
+    # ZeRO 3 lets go of weights behind a forward, and a compiled layer gives its saved tensors away in a backward.
+    keeps_graph = zero_stage != 3 and not student.compile
+    difference = Route("central_difference", step=config.alignment.step, keeps_graph=keeps_graph)
     if wanted == "double_backward":
         if why_not is not None:
             raise UserError(f"alignment.route=double_backward: {why_not}; set it to central_difference")
