@@ -118,26 +118,8 @@ def _train(
     teacher: Teacher | None,
 ) -> dict[str, Any]:
     train = config.train
-    copy_ = copied_for_probe(config, loaded, place.device)
-    engine, route = _shard(config, place, loaded, group)
-    student = StudentStep(
-        encoder_parts(engine.module),
-        loaded.objective,
-        route=route.route,
-        maps=loaded.maps,
-        autocast=torch.bfloat16 if config.train.precision == "bf16_autocast" else None,
-    )
     loader = _loader(config, loaded, group)
-    alignment = None
-    if loaded.objective.is_aligned:
-        assert teacher is not None
-        alignment = describe_alignment(config, route)
-        if copy_ is not None:
-            first = next(loader.steps(start_step=0, epochs=1))
-            alignment["probe"] = run_probe(config, route, engine, student, copy_, first, teacher, group)
-    if loaded.resumed is not None:
-        engine.load_state_dict(loaded.resumed.tensors)
-        _log.info("resumed from %s", loaded.resumed.folder)
+    engine, student, alignment = _student(config, place, loaded, group, teacher, loader)
     total_steps = train.epochs * loader.steps_per_epoch
     last_step = min(total_steps, train.max_steps or total_steps)
     start = 0 if loaded.resumed is None else int(loaded.resumed.progress["step"])
@@ -185,6 +167,37 @@ def _train(
         return outcome.summary(last_step)
     finally:
         telemetry.close()
+
+
+def _student(
+    config: RunConfig,
+    place: Place,
+    loaded: Loaded,
+    group: StudentGroup,
+    teacher: Teacher | None,
+    loader: StepLoader,
+) -> tuple[Engine, StudentStep, dict[str, Any] | None]:
+    """The student under ZeRO at the checkpoint's step, and what is said of its matched gradients, proved first."""
+    plain = copied_for_probe(config, loaded, place.device)  # before it is sharded; gone when this returns
+    engine, route = _shard(config, place, loaded, group)
+    student = StudentStep(
+        encoder_parts(engine.module),
+        loaded.objective,
+        route=route.route,
+        maps=loaded.maps,
+        autocast=torch.bfloat16 if config.train.precision == "bf16_autocast" else None,
+    )
+    alignment = None
+    if loaded.objective.is_aligned:
+        assert teacher is not None
+        alignment = describe_alignment(config, route)
+        if plain is not None:
+            first = next(loader.steps(start_step=0, epochs=1))
+            alignment["probe"] = run_probe(config, route, engine, student, plain, first, teacher, group)
+    if loaded.resumed is not None:
+        engine.load_state_dict(loaded.resumed.tensors)
+        _log.info("resumed from %s", loaded.resumed.folder)
+    return engine, student, alignment
 
 
 def _shard(
