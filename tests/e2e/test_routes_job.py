@@ -13,6 +13,7 @@ from tiny import Started, World, running, start_deepspeed, start_ranks, state
 from transformers import AutoModelForSequenceClassification
 
 from e2e.conftest import Reference
+from e2e.test_interrupted import newest_checkpoint
 
 pytestmark = pytest.mark.timeout(600)
 TEACHER = ("cluster.teachers=1", "method=gkd_cls")
@@ -45,21 +46,19 @@ def finished(started: Started) -> Started:
 
 
 @pytest.mark.parametrize("route", ["double_backward", "central_difference"])
-def test_zero_3_gives_the_run_of_zero_1_and_resumes(
+def test_zero_3_gives_the_run_of_zero_1(
     world: World, reference: Reference, tmp_path: Path, route: str
 ) -> None:
     arguments = [*TEACHER, small_zero3(tmp_path), f"alignment.route={route}"]
-    first = world.student(tmp_path / "run", *arguments, "train.max_steps=30")
-    finished(start_ranks(first, size=3, logs=tmp_path / "logs-1"))
-    again = world.student(tmp_path / "run", *arguments)
-    finished(start_ranks(again, size=3, logs=tmp_path / "logs-2"))
+    finished(start_ranks(world.student(tmp_path / "run", *arguments), size=3, logs=tmp_path / "logs"))
     found, expected = summary(tmp_path / "run"), summary(reference.run_dir)
     assert (found["zero_stage"], found["steps"]) == (3, expected["steps"])
     assert found["alignment"]["route"] == route
     assert found["alignment"]["probe"]["aligned_error"] < 0.02
     # AdamW enlarges the last bits, and what a difference leaves out, over 100 steps; a lost moment does more
-    assert found["student"]["loss"] == pytest.approx(expected["student"]["loss"], rel=0.05)
-    assert found["loyalty"]["pl"] == pytest.approx(expected["loyalty"]["pl"], abs=0.02)
+    assert found["best_step"] == expected["best_step"]
+    assert found["student"]["loss"] == pytest.approx(expected["student"]["loss"], rel=0.01)
+    assert found["loyalty"]["pl"] == pytest.approx(expected["loyalty"]["pl"], abs=0.01)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
     assert sum(p.numel() for p in model.parameters()) == found["student"]["parameters"]
 
@@ -70,9 +69,11 @@ def test_a_run_at_zero_3_stopped_and_resumed_is_the_undisturbed_one(world: World
     finished(start_ranks(world.student(whole, *common), size=3, logs=tmp_path / "logs-1"))
     for number, more in ((2, ["train.max_steps=20"]), (3, [])):
         finished(start_ranks(world.student(halves, *common, *more), size=3, logs=tmp_path / f"logs-{number}"))
-    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (whole, halves))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    one, other = (newest_checkpoint(folder) for folder in (whole, halves))
+    assert one[0] == other[0] == 50
+    assert one[1].keys() == other[1].keys()
+    assert any(name.startswith("exp_avg_sq/") for name in one[1])
+    assert all(torch.equal(one[1][name], other[1][name]) for name in one[1])
 
 
 def test_a_narrower_student_with_every_other_term(world: World, tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_a_narrower_student_with_every_other_term(world: World, tmp_path: Path) 
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     # and it goes on, maps and all
-    more = [argument for argument in arguments if "max_steps" not in argument]
+    more = [argument for argument in arguments if not argument.startswith("train.max_steps")]
     finished(start_deepspeed([*more, "train.max_steps=30"], size=3, logs=tmp_path / "logs-2"))
     assert summary(tmp_path / "run")["steps"] == 30
 
