@@ -7,6 +7,7 @@ import fcntl
 import fnmatch
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_log = logging.getLogger(__name__)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.tmp")
 
 
@@ -114,7 +117,7 @@ def hold_lock(path: Path) -> str | None:
     """Hold the file ``path`` as a lock until this process ends, however it ends; else who holds it.
 
     A POSIX record lock: a forked child does not inherit it, unlike flock's. Closing any descriptor of the file
-    would release it, so nobody else opens it. Raises OSError, ENOLCK for instance, where locks do not work.
+    would release it, so nobody else opens it. Where the file system has no locks, a warning is all there is.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -124,6 +127,10 @@ def hold_lock(path: Path) -> str | None:
             holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
             os.close(descriptor)
             return holder or "another process"
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _log.warning("no lock %s (%s): nothing keeps a second run out", path, error.strerror)
         if _is_file(descriptor, path):
             break
         os.close(descriptor)  # whoever held it removed it just now

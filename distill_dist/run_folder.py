@@ -39,7 +39,6 @@ BEST = "best_epoch.json"  # beside the weights
 _log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "webdataset", "omegaconf", "tensorboard")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class RunFolder:
@@ -86,15 +85,7 @@ class RunFolder:
 
     def _lock(self) -> None:
         """Hold `.lock` until this process ends, however it ends."""
-        try:
-            holder = hold_lock(self.path / ".lock")
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            _log.warning(
-                "no lock on %s (%s): nothing keeps a second run out of it", self.path, error.strerror
-            )
-            return
+        holder = hold_lock(self.path / ".lock")
         if holder is not None:
             raise UserError(
                 f"run_dir={self.path} is in use by another run ({holder}): wait for its end, or choose another run_dir"

@@ -172,7 +172,7 @@ class StudentStep:
             return self.parts.logits_BC(*inputs), points
 
     def _states(self, points: InnerPoints) -> Tensor | None:
-        if not self._wants("patience") and not self._wants("gradient_cls"):
+        if not self._layers:
             return None
         return torch.stack([points.cls_states_BH[layer] for layer in self._layers], dim=1)
 

@@ -206,7 +206,11 @@ def _shard(
     """The student under ZeRO, and how its gradients of gradients are found."""
     model = loaded.student.model.to(place.device)
     route = choose_route(
-        config, zero_stage=zero_stage(loaded.deepspeed_json), model=model, device=place.device
+        config,
+        zero_stage=zero_stage(loaded.deepspeed_json),
+        model=model,
+        device=place.device,
+        least=lambda value: -group.agree(-value),
     )
     if config.student.compile:
         compile_layers(loaded.student.layers)

@@ -61,22 +61,6 @@ def _prepare(config: DataConfig, *, progress: bool, replace: bool) -> dict[str, 
     if not config.prepared:
         raise UserError("data.prepared is empty: name the folder to write")
     folder = Path(config.prepared).resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.with_name(f".{folder.name}.lock")
-    holder = hold_lock(lock)
-    if holder is not None:
-        raise UserError(
-            f"data.prepared {folder} is being prepared by another run ({holder}): wait for its end"
-        )
-    try:
-        return _prepare_alone(folder, config, progress=progress, replace=replace, started=started)
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def _prepare_alone(
-    folder: Path, config: DataConfig, *, progress: bool, replace: bool, started: float
-) -> dict[str, Any]:
     remove_stale(folder.parent, glob.escape(folder.name))
     _refuse_foreign(folder)
     task = resolve_task(config)
@@ -85,10 +69,31 @@ def _prepare_alone(
     request = build_request(config, task, tokenizer=tokenizer.fingerprint, sources=sources)
     manifest = None if replace else _reusable(folder, request)
     reused = manifest is not None
-    if manifest is None:
-        _refuse_strangers(folder)
-        manifest = _build(folder, config, task, sources, tokenizer, request, progress)
+    if manifest is None:  # only now: what is prepared already may lie on a disk that is read-only
+        with _alone(folder):
+            _refuse_foreign(folder)  # again: another run may just have finished
+            manifest = None if replace else _reusable(folder, request)
+            reused = manifest is not None
+            if manifest is None:
+                _refuse_strangers(folder)
+                manifest = _build(folder, config, task, sources, tokenizer, request, progress)
     return _summary(config.prepared, manifest, reused=reused, seconds=time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside the block no other run prepares ``folder``: of two, the slower one would replace the other's rows."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    holder = hold_lock(lock)
+    if holder is not None:
+        raise UserError(
+            f"data.prepared {folder} is being prepared by another run ({holder}): wait for its end"
+        )
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
 
 
 def _build(

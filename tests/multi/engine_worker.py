@@ -167,10 +167,9 @@ def stream_of(
 
 
 def accumulate(
-    engine: Engine, objective: Objective, step: Step, signals: tuple[TeacherSignal, ...]
+    engine: Engine, student: StudentStep, step: Step, signals: tuple[TeacherSignal, ...]
 ) -> Tensor:
     """Backward of all micro-batches of one step, as the trainer does it; this rank's share of the loss."""
-    student = StudentStep(encoder_parts(engine.module), objective)
     engine.module.train()
     total = torch.zeros((), dtype=torch.float64)
     for place, (batch, signal) in enumerate(zip(step.batches, signals, strict=True)):
@@ -220,7 +219,7 @@ def run_case(
     tensors: dict[str, Tensor] = {}
     found: dict[str, Any] = {"losses": [], "norms": [], "micro_batches": [], "fillers": 0}
     for step, signals in stream_of(case, objective, group, teacher):
-        share = accumulate(engine, objective, step, signals)
+        share = accumulate(engine, StudentStep(encoder_parts(engine.module), objective), step, signals)
         for name, gradient in engine.reduced_gradients().items():
             tensors[f"gradient/{step.number}/{name}"] = gradient.float()
         found["losses"].append(float(group.sum_(share)))
@@ -268,7 +267,7 @@ def round_trip(
         for step, signals in stream_of(case, objective, group, teacher, start=start):
             if step.number == end:
                 break
-            accumulate(engine, objective, step, signals)
+            accumulate(engine, StudentStep(encoder_parts(engine.module), objective), step, signals)
             engine.step(1e-3)
         return engine.state_dict()
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from distill_dist.assemble.route import choose_route
 from distill_dist.comm.students import StudentGroup
@@ -24,7 +23,7 @@ from distill_dist.probe import first_rows, probe
 from distill_dist.records import Step, TeacherSignal
 from distill_dist.student import Route, StudentStep
 from distill_dist.teacher.client import Teacher
-from multi.engine_worker import CPU, make_objective, stream_of, students_and_teachers, zero_json
+from multi.engine_worker import CPU, accumulate, make_objective, stream_of, students_and_teachers, zero_json
 from multi.engine_world import RATE, Case
 from multi.routes_world import STEPS, Cell
 
@@ -125,19 +124,6 @@ def run_cell(
     if group.rank == 0:
         save_file(tensors, f"{folder}/{cell.name}.safetensors")
     return found
-
-
-def accumulate(
-    engine: Engine, student: StudentStep, step: Step, signals: tuple[TeacherSignal, ...]
-) -> Tensor:
-    """Backward of all micro-batches of one step, as the trainer does it; this rank's share of the loss."""
-    engine.module.train()
-    total = torch.zeros((), dtype=torch.float64)
-    for place, (batch, signal) in enumerate(zip(step.batches, signals, strict=True)):
-        share = student.loss_terms(batch, signal, step.counts).total(step.counts)
-        engine.backward(share, last=place == len(step.batches) - 1)
-        total += share.detach().double()
-    return total
 
 
 def probed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -242,3 +243,14 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         assert hold_lock(path) == f"process {holder.pid} on {socket.gethostname()}"
         holder.kill()
     assert hold_lock(path) is None
+
+
+def test_a_file_system_without_locks_gets_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("distill_dist.durable.fcntl.lockf", refuse)
+    assert hold_lock(tmp_path / ".lock") is None
+    assert "No locks available" in caplog.text

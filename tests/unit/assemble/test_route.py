@@ -201,3 +201,18 @@ def test_no_difference_across_a_kink(config: PreTrainedConfig) -> None:
         choose({"alignment.route": "central_difference"})
     with pytest.raises(UserError, match=r"auto finds none: attention sdpa.*has an activation with a kink"):
         choose({"student.attention": "sdpa"})
+
+
+def test_students_with_different_memory_choose_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one with room would differentiate twice, the other not, and they would wait for each other."""
+    frees = [int(BYTES / GATHERED_SHARE), int(BYTES / GATHERED_SHARE) - 1]
+    found = []
+    for free in frees:
+        monkeypatch.setattr(route_module, "_free_bytes", lambda device, free=free: free)
+        found.append(
+            choose_route(
+                good_with({}), zero_stage=3, model=MODEL, device=CPU, least=lambda own: min(own, *frees)
+            )
+        )
+    assert found[0] == found[1]
+    assert found[0].route.name == "central_difference"

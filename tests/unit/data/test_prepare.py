@@ -378,3 +378,10 @@ def test_only_bad_rows_are_described_even_where_they_may_be_skipped(config, tmp_
     assert "31 unknown label" in message
     assert "Unknown labels: 2 'name7', 1 'name" in message
     assert "and 10 more names (is data.label_column the right column?)" in message
+
+
+def test_what_is_prepared_is_found_while_another_run_holds_the_lock(config, out):
+    """And where no lock can be written: on a read-only disk there is nothing to do either."""
+    run(config)
+    out.with_name(f".{out.name}.lock").mkdir()
+    assert run(config)["reused"] is True
