@@ -35,12 +35,14 @@ def launch(
     flags: Callable[[argparse.ArgumentParser], None] | None = None,
     need: Need = "train",
     config_path: Callable[[argparse.Namespace], Path | None] | None = None,
+    folder: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
     """Read the command line, run ``main(config, args)``, print its result as one JSON line, and exit.
 
     ``flags`` adds the launcher's own options to the parser; ``need`` says how much of the configuration the
     launcher reads; ``config_path`` names the file where `--config` is absent (say, the run folder's own).
+    With ``folder``, its help, a folder is the first word that is no option: ``args.folder``, a Path.
     The JSON line comes from rank 0 only (environment variable RANK, absent in a single process). Always
     raises SystemExit, except for a bug in ``main``, whose exception goes through.
     """
@@ -48,7 +50,7 @@ def launch(
     # Read when torch is imported: its C++ parts warn on stderr of every socket that closes at the end of a run.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        args, config = _read(build_parser(description, flags), config_path, need, argv)
+        args, config = _read(build_parser(description, flags, folder), config_path, need, argv)
     except UserError as error:
         # every rank reads the same words: one message is enough
         _exit(EXIT_USER_ERROR, f"error: {error}" if rank == "0" else None)
@@ -97,9 +99,11 @@ def _read(
 
 
 def build_parser(
-    description: str, flags: Callable[[argparse.ArgumentParser], None] | None = None
+    description: str,
+    flags: Callable[[argparse.ArgumentParser], None] | None = None,
+    folder: str | None = None,
 ) -> argparse.ArgumentParser:
-    """A launcher's parser: `--config`, overrides, its own ``flags``, and what DeepSpeed's launcher adds."""
+    """A launcher's parser: `--config`, ``folder``, overrides, ``flags``, and what DeepSpeed's launcher adds."""
     parser = _Parser(
         description=description,
         epilog=help_text(),
@@ -107,6 +111,8 @@ def build_parser(
         allow_abbrev=False,  # or --conf would work until a launcher adds --confirm
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of the run")
+    if folder is not None:
+        parser.add_argument("folder", type=Path, metavar="DIR", help=folder)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="fields of the configuration, over the file's"
     )

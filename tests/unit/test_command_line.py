@@ -88,6 +88,23 @@ def test_config_path_stands_in_for_config(capsys: pytest.CaptureFixture[str], tm
 
 
 @pytest.mark.parametrize(
+    "argv",
+    [["runs/x", *PREPARE], ["--top", "3", "runs/x", *PREPARE], ["runs/x", PREPARE[0], "--top=3", PREPARE[1]]],
+)
+def test_a_folder_comes_before_the_overrides(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    def show(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
+        return {"folder": str(args.folder), "prepared": config.data.prepared}
+
+    def flags(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--top", type=int)
+
+    assert run(show, argv, flags=flags, folder="where the run is") == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": "runs/x", "prepared": "p"}
+    assert run(never, [], flags=flags, folder="where the run is") == 2
+    assert "DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("argv", "part"),
     [
         ([], "no configuration"),

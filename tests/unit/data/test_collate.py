@@ -26,7 +26,8 @@ ROWS = [
 ]
 
 
-TENSORS = [field.name for field in fields(Batch) if field.name != "alignment"]
+OF_A_RUN = ("reliance_B", "positions_B")
+TENSORS = [field.name for field in fields(Batch) if field.name not in ("alignment", *OF_A_RUN)]
 
 
 def test_pads_to_the_longest_row() -> None:
@@ -66,3 +67,30 @@ def test_types() -> None:
         for name in TENSORS:
             expected = torch.bool if name == "is_real_B" else torch.int64
             assert getattr(batch, name).dtype == expected
+
+
+def test_what_a_run_says_of_each_row_travels_with_it() -> None:
+    """As copies: the arrays may be views of a whole global batch's."""
+    reliance, positions = np.array([0.1, 0.7], dtype=np.float32), np.array([5, 2], dtype=np.uint32)
+    batch = collate(ROWS, pad_token_id=0, reliance_B=reliance, positions_B=positions)
+    assert batch.reliance_B is not None
+    assert batch.positions_B is not None
+    reliance[:], positions[:] = 0, 0
+    assert torch.equal(batch.reliance_B, torch.tensor([0.1, 0.7]))
+    assert torch.equal(batch.positions_B, torch.tensor([5, 2]))
+    assert (batch.reliance_B.dtype, batch.positions_B.dtype) == (torch.float32, torch.int64)
+    bare = collate(ROWS, pad_token_id=0)
+    assert bare.reliance_B is bare.positions_B is None
+
+
+def test_one_value_a_row() -> None:
+    with pytest.raises(AssertionError, match=r"\(1,\), 2"):
+        collate(ROWS, pad_token_id=0, reliance_B=np.zeros(1, dtype=np.float32))
+
+
+def test_a_filler_stands_at_place_0_and_relies_as_it_is_told() -> None:
+    batch = filler(ROWS[0], pad_token_id=0, reliance_B=np.array([0.5], dtype=np.float32))
+    assert torch.equal(batch.reliance_B, torch.tensor([0.5]))  # type: ignore[arg-type]
+    for found in (batch, filler(ROWS[0], pad_token_id=0)):
+        assert torch.equal(found.positions_B, torch.tensor([0]))  # type: ignore[arg-type]
+    assert filler(ROWS[0], pad_token_id=0).reliance_B is None

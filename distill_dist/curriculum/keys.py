@@ -1,0 +1,71 @@
+"""Confidence -> an integer key that ascends from the row trained first, and a seeded hash of the row for ties."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+# No key reaches it, so a threshold there lies above every row.
+ABOVE_ALL = 0xFFFFFFFF
+FIRST, LAST = 0, 0xFFFFFFFE  # keys of rows without a score: before, or behind, every number
+
+_CENTRE = np.uint32(0x80000000)  # key of 0.0
+_INFINITY = 0x7F800000  # bits of +inf; above it are NaNs
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64's finaliser (Stafford's variant 13)
+
+
+def score_keys(
+    confidence: np.ndarray,
+    *,
+    direction: Literal["easy_to_hard", "hard_to_easy"],
+    unscored: Literal["hardest", "easiest"],
+) -> np.ndarray:
+    """Keys (uint32 [n]) of ``confidence`` (float32 [n]), ascending = trained first; below ``ABOVE_ALL``.
+
+    Exactly the order of the floats: −0.0 and 0.0 are one key, infinities are legal. NaNs are all one key, at the
+    end that ``unscored`` names. Bits only: denormals count, whatever the floating-point mode of the thread.
+    """
+    assert confidence.dtype == np.float32, confidence.dtype
+    assert direction in ("easy_to_hard", "hard_to_easy"), direction
+    assert unscored in ("hardest", "easiest"), unscored
+    bits = np.ascontiguousarray(confidence).view(np.int32)
+    low, high = int(bits.min(initial=0)), int(bits.max(initial=0))
+    ascending = bits
+    if low < 0:  # probabilities never come here
+        sign = bits >> 31  # 0 or −1
+        ascending = (bits ^ (sign & np.int32(0x7FFFFFFF))) - sign  # sign and magnitude -> two's complement
+    from_centre = ascending.view(np.uint32)
+    keys = _CENTRE - from_centre if direction == "easy_to_hard" else _CENTRE + from_centre
+    if high > _INFINITY or low < 0:
+        last = (direction == "easy_to_hard") == (unscored == "hardest")
+        keys[(bits & np.int32(0x7FFFFFFF)) > _INFINITY] = LAST if last else FIRST
+    return keys
+
+
+def row_hashes(rows: np.ndarray, seed: int) -> np.ndarray:
+    """Hashes (uint64 [n]) of ``rows`` (integers [n]): a bijection of 64 bits, so that no two rows tie.
+
+    The row-th output of a splitmix64 whose state comes from ``seed`` (modulo 2**64).
+    """
+    hashes = rows.astype(np.uint64)
+    hashes *= np.uint64(_GOLDEN)
+    hashes += np.uint64(_mix_integer(seed + _GOLDEN))
+    shifted = np.empty_like(hashes)
+    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
+        np.right_shift(hashes, np.uint64(shift), out=shifted)
+        hashes ^= shifted
+        hashes *= np.uint64(multiplier)
+    np.right_shift(hashes, np.uint64(31), out=shifted)
+    hashes ^= shifted
+    return hashes
+
+
+def _mix_integer(value: int) -> int:
+    """splitmix64's finaliser of one Python integer: seeds that differ by one give unrelated states."""
+    value &= _MASK
+    value = ((value ^ (value >> 30)) * _MULTIPLIERS[0]) & _MASK
+    value = ((value ^ (value >> 27)) * _MULTIPLIERS[1]) & _MASK
+    return value ^ (value >> 31)

@@ -1,0 +1,48 @@
+"""One pass of a frozen model over the rows of a split, shard by shard: what the curriculum's scores come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill_dist.data.loader import evaluation_batches
+from distill_dist.data.shards import PreparedSplit
+from distill_dist.evaluation.split import SignalSource, add_logits
+
+
+@dataclass(frozen=True)
+class ScoringPass:
+    """Every shard is cut over all students by length, so that a single shard keeps them all busy."""
+
+    split: PreparedSplit
+    rank: int
+    size: int
+    micro_tokens: int
+    pad_token_id: int
+    num_classes: int
+    sum_: Callable[[Tensor], Tensor]  # adds a tensor over all students, in place
+    device: torch.device
+    ahead: int
+
+    def logits_NC(self, source: SignalSource, block: int) -> NDArray[np.float32]:
+        """Logits of the rows of shard ``block``, in order, on every student; a collective."""
+        first = int(self.split.block_sizes[:block].sum())
+        rows = np.arange(first, first + int(self.split.block_sizes[block]))
+        batches = evaluation_batches(
+            self.split,
+            rank=self.rank,
+            size=self.size,
+            micro_tokens=self.micro_tokens,
+            pad_token_id=self.pad_token_id,
+            rows=rows,
+        )
+        # disjoint rows: adding zeros changes no bit
+        found_NC = torch.zeros(len(rows), self.num_classes)
+        add_logits(found_NC, source, tuple(batches), ahead=self.ahead, first_row=first)
+        gathered: NDArray[np.float32] = self.sum_(found_NC.to(self.device)).cpu().numpy()
+        return gathered
