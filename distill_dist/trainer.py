@@ -28,7 +28,7 @@ StepWithSignals = tuple[Step, tuple[TeacherSignal | None, ...]]
 
 @dataclass
 class Trainer:
-    """One student's loop. ``open_epoch``, ``save``, ``end_epoch`` are collectives; all get the number of finished steps.
+    """One student's loop. ``open_epoch``, ``save``, ``end_epoch`` are collectives of the finished steps' number.
 
     ``open_epoch`` gives the steps with their signals from there to the end of the epoch, or of the run.
     """

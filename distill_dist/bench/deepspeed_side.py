@@ -124,16 +124,14 @@ def plan(*, scores: str, folder: str, batch: int, seed: int) -> dict[str, Any]:
         "plan_s": planning.seconds,
         "plan_cpu_s": planning.cpu_s,
         "bytes_per_row": memory.bytes / len(confidence),
-        "ids_per_s": NUM_BATCHES * batch / serving.seconds,
+        "ids_per_s": NUM_BATCHES * batch / serving.cpu_s,
         "clusters": len(sampler.data_clusters),
         "state": json.loads(saved),
         "batch": next(batches),
     }
 
 
-def resume(
-    *, folder: str, rows: int, batch: int, seed: int, state: dict[str, Any]
-) -> dict[str, Any]:
+def resume(*, folder: str, rows: int, batch: int, seed: int, state: dict[str, Any]) -> dict[str, Any]:
     """Seconds from a new process (imports and the process group left out) to the batch after ``state``."""
     _one_rank(folder)
     with Stopwatch() as watch:

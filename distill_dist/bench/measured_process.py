@@ -65,7 +65,9 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark begins anew: proc(5)
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="ascii"
+        )  # the high-water mark begins anew: proc(5)
         self._before = _proc("status", "VmRSS")
         return self
 

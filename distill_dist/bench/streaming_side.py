@@ -26,9 +26,9 @@ def _streaming_dataset() -> Any:
     torchvision's wheels fit one build of torch each, and the machine brings its own build.
     """
     spec = importlib.util.find_spec("streaming")
-    assert spec is not None and spec.submodule_search_locations is not None, "installed, says the caller"
+    assert spec is not None, "installed: its version was asked for"
     package = types.ModuleType("streaming")
-    package.__path__ = list(spec.submodule_search_locations)
+    package.__path__ = list(spec.submodule_search_locations or ())
     sys.modules["streaming"] = package
     from streaming.base.dataset import StreamingDataset
 
@@ -89,7 +89,7 @@ def plan(*, folder: str, rows: int, batch: int, position: int) -> dict[str, Any]
         "plan_cpu_s": planning.cpu_s,
         "setup_s": setup.seconds,
         "bytes_per_row": memory.bytes / rows,
-        "ids_per_s": served / serving.seconds,
+        "ids_per_s": served / serving.cpu_s,
         "batch": ids[position : position + batch].tolist(),
     }
 

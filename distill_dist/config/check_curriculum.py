@@ -15,7 +15,9 @@ def check_curriculum(config: RunConfig) -> Iterator[str]:
     yield from _reliance(config)
     curriculum = config.curriculum
     if curriculum.stratify == "source" and not config.data.source_column:
-        yield describe_problem(config, "curriculum.stratify", "needs data.source_column: where a row comes from")
+        yield describe_problem(
+            config, "curriculum.stratify", "needs data.source_column: where a row comes from"
+        )
     if curriculum.stratify != "none" and not has_curriculum(config):
         yield describe_problem(config, "curriculum.stratify", "needs a curriculum.order other than none")
     if config.alignment.choose == "hardest" and not is_aligned(config):
@@ -45,7 +47,9 @@ def _reliance(config: RunConfig) -> Iterator[str]:
     if config.method == "finetune":
         yield describe_problem(config, "reliance.rule", "method finetune relies on no teacher; take kd")
     if reliance.maximum is None:
-        yield describe_problem(config, "reliance.maximum", "null means weight.kd, and that is 0: give a number")
+        yield describe_problem(
+            config, "reliance.maximum", "null means weight.kd, and that is 0: give a number"
+        )
     elif reliance.minimum > reliance.maximum:
         text = f"must not be above reliance.maximum = {reliance.maximum} (null: weight.kd)"
         yield describe_problem(config, "reliance.minimum", text)

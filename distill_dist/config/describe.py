@@ -36,7 +36,9 @@ one message and exit code 2 before anything is loaded.
 @cache
 def field_docs() -> Mapping[str, str]:
     """Dotted key -> the string literal below the field, as one line; fields without one are missing."""
-    nodes = [node for module in (schema, schema_curriculum) for node in ast.parse(inspect.getsource(module)).body]
+    nodes = [
+        node for module in (schema, schema_curriculum) for node in ast.parse(inspect.getsource(module)).body
+    ]
     by_class = {node.name: dict(_docs_below(node)) for node in nodes if isinstance(node, ast.ClassDef)}
     docs: dict[str, str] = {}
     for key in schema_fields():

@@ -33,7 +33,9 @@ def relies_selectively(config: RunConfig) -> bool:
 def reads_scores(config: RunConfig) -> bool:
     """Whether anything of the run depends on how confident the student (or teacher, or file) is in a row."""
     ranks = config.curriculum.order not in ("none", "random")
-    return ranks or relies_selectively(config) or (is_aligned(config) and config.alignment.choose == "hardest")
+    return (
+        ranks or relies_selectively(config) or (is_aligned(config) and config.alignment.choose == "hardest")
+    )
 
 
 def aligned_positions(config: RunConfig) -> tuple[bool, bool]:

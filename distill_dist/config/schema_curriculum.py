@@ -29,7 +29,15 @@ class CurriculumConfig:
     unscored: Literal["hardest", "easiest"] = "hardest"
     """Where rows without a score stand (NaN, or never served); they are counted."""
     pacing: Literal[
-        "none", "linear", "quadratic", "root", "step", "exponential", "logarithmic", "competence", "fixed_exponential"
+        "none",
+        "linear",
+        "quadratic",
+        "root",
+        "step",
+        "exponential",
+        "logarithmic",
+        "competence",
+        "fixed_exponential",
     ] = "linear"
     """How the share of admitted rows grows with the optimizer steps; `none`: everything is in from the start."""
     start: float | None = None

@@ -6,6 +6,9 @@ from typing import Literal
 
 import numpy as np
 
+Direction = Literal["easy_to_hard", "hard_to_easy"]
+Unscored = Literal["hardest", "easiest"]
+
 # No key reaches it, so a threshold there lies above every row.
 ABOVE_ALL = 0xFFFFFFFF
 FIRST, LAST = 0, 0xFFFFFFFE  # keys of rows without a score: before, or behind, every number
@@ -20,8 +23,8 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64's finalise
 def score_keys(
     confidence: np.ndarray,
     *,
-    direction: Literal["easy_to_hard", "hard_to_easy"],
-    unscored: Literal["hardest", "easiest"],
+    direction: Direction,
+    unscored: Unscored,
 ) -> np.ndarray:
     """Keys (uint32 [n]) of ``confidence`` (float32 [n]), ascending = trained first; below ``ABOVE_ALL``.
 
@@ -48,11 +51,11 @@ def score_keys(
 def row_hashes(rows: np.ndarray, seed: int) -> np.ndarray:
     """Hashes (uint64 [n]) of ``rows`` (integers [n]): a bijection of 64 bits, so that no two rows tie.
 
-    The row-th output of a splitmix64 whose state comes from ``seed`` (modulo 2**64).
+    The row-th output of a splitmix64 that is seeded with the first output of a splitmix64 of ``seed``.
     """
     hashes = rows.astype(np.uint64)
     hashes *= np.uint64(_GOLDEN)
-    hashes += np.uint64(_mix_integer(seed + _GOLDEN))
+    hashes += np.uint64((_mix_integer(seed + _GOLDEN) + _GOLDEN) & _MASK)
     shifted = np.empty_like(hashes)
     for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
         np.right_shift(hashes, np.uint64(shift), out=shifted)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill_dist.curriculum.keys import score_keys
+from distill_dist.curriculum.keys import Unscored, score_keys
 from distill_dist.curriculum.levels import Levels
 
 # Of many rows the rank is known to one in so many; of as few, or fewer, exactly.
@@ -24,12 +24,12 @@ def percentile_ranks(num_rows: int, threshold: float) -> list[int]:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """``levels`` were selected at ``ranks`` of ``num_rows`` rows; ``confidence_at`` (rows -> float32) is the snapshot's."""
+    """``levels`` selected at ``ranks`` of ``num_rows`` rows; ``confidence_at`` (rows -> float32) is the snapshot's."""
 
     levels: Levels
     ranks: tuple[int, ...]
     num_rows: int
-    unscored: str
+    unscored: Unscored
     confidence_at: Callable[[np.ndarray], np.ndarray]
 
     def at(self, rows: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from distill_dist.curriculum.block_orders import BlockOrders
-from distill_dist.curriculum.keys import score_keys
+from distill_dist.curriculum.keys import Direction, Unscored, score_keys
 from distill_dist.curriculum.levels import Levels
 from distill_dist.curriculum.order import rows_at
 from distill_dist.curriculum.pacing import WHOLE, Stage, rows_of
@@ -44,8 +44,8 @@ class PlanSpec:
     batch_size: int
     stages: tuple[Stage, ...]
     buckets: int = 64
-    direction: str = "easy_to_hard"  # or hard_to_easy
-    unscored: str = "hardest"
+    direction: Direction = "easy_to_hard"
+    unscored: Unscored = "hardest"
     once_per_pass: bool = True
     groups: int = 1
     window_shards: int = 0
@@ -127,9 +127,11 @@ class Plan:
         order = rows_at(blocks, len(blocks), seed=self.spec.seed, epoch=self.spec.epoch)
         return [np.sort(order[start : start + size]) for start in range(0, len(blocks), size)]
 
-    def window_at(self, position: int) -> int:
-        """Number of the window that ``position`` draws from."""
-        return int(np.searchsorted(self._ends, position, side="right"))
+    def reading(self) -> tuple[list[tuple[int, ...]], np.ndarray]:
+        """The windows that any position draws from, and the first position of each, int64."""
+        starts = np.concatenate([[0], self._ends[:-1]])
+        used = np.flatnonzero(self._ends > starts)
+        return [tuple(self.windows[number].tolist()) for number in used], starts[used]
 
     def draws(self) -> np.ndarray:
         """How often each class is drawn in the epoch, int64 [classes]."""

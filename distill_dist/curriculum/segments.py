@@ -120,7 +120,7 @@ class Strata:
             # `length` leaves some strata one row more: those rows come last
             longer = ((slot + 1) * size - 1) // rest
             places = np.where(whole, places, longer * length // size + rounds)
-        return places
+        return np.asarray(places, np.int64)
 
 
 def _coprime_near(wanted: float, size: int) -> int:

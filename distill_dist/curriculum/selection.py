@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from distill_dist.curriculum.keys import ABOVE_ALL
-from distill_dist.curriculum.levels import ALL_BITS, Blocks, Digit, Levels, Part, Table, cut_chunks
+from distill_dist.curriculum.levels import Blocks, Digit, Levels, Part, Table, cut_chunks
 
 # Sums an int64 array over the processes; it may change the array that it is given.
 Reduce = Callable[[np.ndarray], np.ndarray]
@@ -39,29 +39,35 @@ def select(blocks: Blocks, ranks: Sequence[int], *, seed: int, reduce: Reduce = 
     digit = Digit.at(0, 1)
     left = None  # this process's rows still in question
     while len(live):
+        assert digit.width, "a row came twice"
         counts, blocks = _count(blocks, tables, digit, int(nodes[-1]) + 1, seed, left)
         mine = counts.copy()
         counts = reduce(counts)
-        ends = np.cumsum(counts)
         if not tables:
-            inside = wanted[live] < ends[-1]
+            inside = wanted[live] < counts.sum()
             scores[live[~inside]] = ABOVE_ALL
             live, nodes = live[inside], nodes[inside]
-        before = ends - counts
-        target = before[nodes * digit.stride] + wanted[live]
-        slots = np.searchsorted(ends, target, side="right")
-        wanted[live] = target - before[slots]
+        starts = nodes * digit.stride
+        slots, wanted[live] = _find_ranks(counts, starts, wanted[live])
         words = hashes if digit.of_hash else scores
-        words[live] |= (slots - nodes * digit.stride).astype(words.dtype) << words.dtype.type(digit.shift)
+        words[live] |= ((slots - starts) << digit.shift).astype(words.dtype)
         # where no row of the slot lies before it, the slot's lower edge parts the rows as well as the row itself
         deeper = wanted[live] > 0
         live, slots = live[deeper], slots[deeper]
         cut, nodes = np.unique(slots, return_inverse=True)
         tables.append(_cut_table(digit, len(counts), cut))
         left = int(mine[cut].sum())
-        assert not len(live) or digit.end < ALL_BITS, "a row came twice"
         digit = Digit.at(digit.end, len(cut))
     return Levels(scores, hashes, seed)
+
+
+def _find_ranks(counts: np.ndarray, starts: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The slots of the rows that have ``ranks`` from slots ``starts`` on, and their ranks within these slots."""
+    ends = np.cumsum(counts)
+    before = ends - counts
+    wanted = before[starts] + ranks
+    slots = np.searchsorted(ends, wanted, side="right")
+    return slots, wanted - before[slots]
 
 
 def _cut_table(digit: Digit, size: int, cut: np.ndarray) -> Table:
@@ -100,7 +106,7 @@ class _Kept:
 
     def add(self, part: Part) -> None:
         end = self._size + len(part.keys)
-        self._rows[self._size : end] = part.all_rows
+        self._rows[self._size : end] = part.each_row
         self._keys[self._size : end] = part.keys
         self._size = end
 

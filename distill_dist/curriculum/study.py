@@ -118,7 +118,8 @@ def suspicion(columns: Columns, labels: np.ndarray) -> np.ndarray:
     stayed_low = 1 - columns.mean.astype(np.float64) - np.sqrt(variance)
     others = -np.expm1(-columns.loss.astype(np.float64))
     found = stayed_low * others
-    applies = (count >= 1) & (columns.predicted != labels) & (stayed_low > 0) & (found > 0)
+    # a row that no snapshot has seen has no loss, so NaN, which compares false
+    applies = (columns.predicted != labels) & (stayed_low > 0) & (found > 0)
     return np.where(applies, found, np.nan)
 
 
@@ -215,7 +216,5 @@ def exposure(served: np.ndarray, rows: np.ndarray, parts: int = PARTS) -> np.nda
     bounds = np.concatenate([[0.0], np.cumsum(rows, dtype=np.float64)])
     edges = bounds[-1] * np.arange(parts + 1) / parts
     totals = np.concatenate([[0.0], np.cumsum(served, dtype=np.float64)])
-    # a level without rows would make two equal bounds
-    kept = np.concatenate([[True], rows > 0])
     assert bounds[-1] > 0, "no rows"
-    return np.diff(np.interp(edges, bounds[kept], totals[kept])) * parts / bounds[-1]
+    return np.diff(np.interp(edges, bounds, totals)) * parts / bounds[-1]

@@ -69,8 +69,9 @@ def collate(
 
 
 def as_filler(batch: Batch) -> Batch:
-    """The same rows counting for nothing (``is_real_B`` False): what a rank without a share computes."""
-    return replace(batch, is_real_B=torch.zeros_like(batch.is_real_B))
+    """The same rows counting for nothing (``is_real_B`` False, place 0): what a rank without a share computes."""
+    positions_B = None if batch.positions_B is None else torch.zeros_like(batch.positions_B)
+    return replace(batch, is_real_B=torch.zeros_like(batch.is_real_B), positions_B=positions_B)
 
 
 def _one_a_row(values_B: np.ndarray | None, dtype: torch.dtype, rows: int) -> torch.Tensor | None:

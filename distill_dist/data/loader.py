@@ -18,7 +18,6 @@ from distill_dist.data.windows import EpochPlan, RowsAt, num_steps
 from distill_dist.errors import UserError
 from distill_dist.records import Batch, BatchCounts, Step
 
-
 # rows int64 [G] of a global batch -> one number for each, or None while nothing is known of them
 OfRows = Callable[[np.ndarray], np.ndarray | None]
 

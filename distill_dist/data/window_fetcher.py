@@ -32,7 +32,7 @@ class _Stopped(Exception):
 
 
 class WindowFetcher:
-    """One epoch. ``take`` gives shards and thereby moves on; what lies two windows behind is dropped."""
+    """One epoch. ``take`` gives shards and thereby moves on; what lies over ``reach`` windows behind is dropped."""
 
     def __init__(
         self,
@@ -42,8 +42,12 @@ class WindowFetcher:
         start: int,
         deadline_s: float,
         counts: FetchCounts,
+        reach: int = 1,
     ) -> None:
-        """Fetches windows ``start`` and ``start`` + 1 of ``windows`` (shard numbers) at once; adds to ``counts``."""
+        """Fetches windows ``start`` and ``start`` + 1 of ``windows`` (shard numbers) at once; adds to ``counts``.
+
+        ``reach`` windows behind the newest that was asked for stay.
+        """
         self._split = split
         self._windows = windows
         self._window_of = {shard: number for number, shards in enumerate(windows) for shard in shards}
@@ -51,6 +55,7 @@ class WindowFetcher:
         assert 0 <= start < len(windows), (start, len(windows))
         self._deadline_s = deadline_s
         self._counts = counts
+        self._reach = reach
         self._changed = threading.Condition()
         # All below under the condition's lock; the progress alone is written without: one reference, one writer.
         self._oldest = self._newest = start  # windows that may be asked for, and that have been
@@ -63,7 +68,7 @@ class WindowFetcher:
         self._thread.start()
 
     def take(self, shards: Iterable[int]) -> dict[int, FetchedShard]:
-        """These shards, of one window or of two neighbours, once they are there.
+        """These shards, of windows that ``reach`` spans, once they are there.
 
         Raises what went wrong in fetching them; UserError if no byte comes for the deadline. A window that was
         dropped is a bug of the caller.
@@ -73,7 +78,7 @@ class WindowFetcher:
         with self._changed:
             assert not self._stopping, "closed"
             self._newest = max(self._newest, *wanted.values())
-            self._drop_before(self._newest - 1)
+            self._drop_before(self._newest - self._reach)
             gone = {shard: window for shard, window in wanted.items() if window < self._oldest}
             assert not gone, (
                 f"windows before {self._oldest} are dropped, but {gone} are asked for (shard: window)"

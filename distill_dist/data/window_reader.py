@@ -56,14 +56,22 @@ class WindowedSplit:
         """Seconds that ``read`` has waited for shards so far."""
         return self._counts.waited_s
 
-    def begin_epoch(self, windows: Sequence[tuple[int, ...]], *, start_window: int = 0) -> None:
+    def begin_epoch(
+        self, windows: Sequence[tuple[int, ...]], *, start_window: int = 0, reach: int = 1
+    ) -> None:
         """Drops all and begins to fetch: ``windows`` are shard numbers in the order they are trained.
 
-        ``start_window`` is the first whose rows will be asked for, in a run that resumes in mid-epoch.
+        ``start_window`` is the first whose rows will be asked for, in a run that resumes in mid-epoch. Rows may be
+        asked for up to ``reach`` windows behind the newest one: as many as a batch, or a length window, goes over.
         """
         self.close()
         self._fetcher = WindowFetcher(
-            self._split, windows, start=start_window, deadline_s=self._deadline_s, counts=self._counts
+            self._split,
+            windows,
+            start=start_window,
+            deadline_s=self._deadline_s,
+            counts=self._counts,
+            reach=reach,
         )
 
     def read(self, rows: np.ndarray) -> list[Example]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,17 @@ from torch import Tensor
 from distill_dist.data.loader import evaluation_batches
 from distill_dist.data.shards import PreparedSplit
 from distill_dist.evaluation.split import SignalSource, add_logits
+
+
+@contextlib.contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Inside the block dropout is off and no random state moves."""
+    module.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        module.train()
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from distill_dist.assemble.show_snapshot import find_snapshot, show_snapshot, tables
-from distill_dist.config.load import dump_config, load_config
+from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.curriculum.scores import Columns, fresh_from_logits, given
 from distill_dist.curriculum.scores import advance as advance_columns
-from distill_dist.curriculum.snapshot_record import (
-    RECORD,
-    Origin,
-    Record,
-    block_bytes,
-    file_name,
-    folder_name,
-)
+from distill_dist.curriculum.snapshot_record import Origin
+from distill_dist.curriculum.snapshot_writer import SnapshotWriter
 from distill_dist.data.manifest import load_manifest, manifest_hash
 from distill_dist.data.prepare import prepare
 from distill_dist.data.shards import open_split
@@ -85,19 +79,16 @@ def write_snapshot(
     manifest: str,
     measure: str = "true_probability",
 ) -> Path:
-    """A snapshot's folder, as `snapshot_record.py` describes it."""
-    folder = root / folder_name(number)
-    folder.mkdir(parents=True)
+    """The snapshot's folder."""
+    writer = SnapshotWriter(root, number)
+    writer.begin()
     entries, start = [], 0
     for index, size in enumerate(sizes.tolist()):
         part = Columns(**{name: column[start : start + size] for name, column in vars(columns).items()})
-        content, entry = block_bytes(index, part, num_nan=0)
-        (folder / file_name(index)).write_bytes(content)
-        entries.append(replace(entry, nan=entry.unscored))
+        entries.append(writer.write_block(index, part, num_nan=int(np.isnan(part.score).sum())))
         start += size
     origin = Origin(step=7, measure=measure, smoothing=0.0, manifest=manifest, parent="")
-    (folder / RECORD).write_bytes(Record(number, origin, tuple(entries)).to_bytes())
-    return folder
+    return writer.commit(entries, origin, keep=2)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +99,9 @@ def run_dir(config: RunConfig) -> Path:
     manifest = manifest_hash(load_manifest(Path(config.data.prepared)))
     for number in (2, 3):
         write_snapshot(folder / "snapshots", number, columns_of(split.labels), split.block_sizes, manifest)
-    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    # a run writes all of them; merging ninety fields takes a second
+    own = f"run_dir: {folder}\ndata: {{source: synthetic_nli, prepared: {config.data.prepared}}}\n"
+    (folder / "config.yaml").write_text(own, encoding="utf-8")
     return folder
 
 

@@ -75,7 +75,7 @@ def test_weighted_follows_its_formula() -> None:
 
 def test_a_small_ratio_keeps_its_digits() -> None:
     """1 − exp(−x) in float64 has 1e-16 / x of error, 1e-2 of the value at 1e-14."""
-    assert weighted(f4(1e-14), f4(1.0))[0] == pytest.approx(1e-14, rel=1e-6)
+    assert weighted(f4(1e-14), f4(1.0))[0] == pytest.approx(1e-14, rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize(

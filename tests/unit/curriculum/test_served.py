@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,22 @@ from distill_dist.curriculum.scores import UNKNOWN, Fresh
 from distill_dist.curriculum.served import RECORD, Latest, ServedLog, cut, latest
 from distill_dist.errors import UserError
 
+OpenLog = Callable[[Path, int], ServedLog]
+
+
+@pytest.fixture
+def open_log() -> Iterator[OpenLog]:
+    """``ServedLog(path, length=...)``, closed when the test is over."""
+    logs: list[ServedLog] = []
+
+    def opened(path: Path, length: int) -> ServedLog:
+        logs.append(ServedLog(path, length=length))
+        return logs[-1]
+
+    yield opened
+    for log in logs:
+        log.close()
+
 
 def log_rows(log: ServedLog, step: int, positions: list[int], rows: list[int], values: list[float]) -> None:
     confidence = np.float32(values)
@@ -22,12 +39,14 @@ def log_rows(log: ServedLog, step: int, positions: list[int], rows: list[int], v
         rows=np.array(rows),
         confidence=confidence,
         loss=confidence * 2,
-        predicted=(confidence * 10).astype(np.uint16),
+        predicted=np.nan_to_num(confidence * 10).astype(np.uint16),
         teacher_loss=confidence * 3,
     )
 
 
-def of(paths: list[Path], from_step: int = 0, to_step: int = 100, *, first_row: int = 0, num_rows: int = 10) -> Latest:
+def of(
+    paths: list[Path], from_step: int = 0, to_step: int = 100, *, first_row: int = 0, num_rows: int = 10
+) -> Latest:
     return latest(paths, from_step, to_step, first_row=first_row, num_rows=num_rows)
 
 
@@ -35,9 +54,9 @@ def as_dict(found: Latest, first_row: int = 0) -> dict[int, float]:
     return {first_row + int(row): float(found.confidence[row]) for row in np.flatnonzero(found.seen)}
 
 
-def test_the_last_word_by_step_and_position_counts(tmp_path: Path) -> None:
+def test_the_last_word_by_step_and_position_counts(tmp_path: Path, open_log: OpenLog) -> None:
     paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
-    first, second = (ServedLog(path, length=0) for path in paths)
+    first, second = (open_log(path, 0) for path in paths)
     log_rows(first, 1, [0, 1, 2], [3, 4, 5], [0.125, 0.25, 0.375])
     log_rows(second, 2, [0], [3], [0.5])  # a later step, in the other file
     log_rows(first, 3, [7, 2], [4, 4], [0.625, 0.75])  # one batch, twice: position 7 is the later
@@ -53,8 +72,8 @@ def test_the_last_word_by_step_and_position_counts(tmp_path: Path) -> None:
         assert found.predicted[0] == UNKNOWN
 
 
-def test_only_the_steps_and_rows_that_are_asked_for(tmp_path: Path) -> None:
-    log = ServedLog(tmp_path / "a.bin", length=0)
+def test_only_the_steps_and_rows_that_are_asked_for(tmp_path: Path, open_log: OpenLog) -> None:
+    log = open_log(tmp_path / "a.bin", 0)
     for step in range(1, 7):
         log_rows(log, step, [0, 1], [step, 0], [step / 8, step / 16])
     log.sync()
@@ -67,12 +86,12 @@ def test_only_the_steps_and_rows_that_are_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 16])
 def test_every_sharing_out_and_every_chunk_gives_what_brute_force_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+    tmp_path: Path, open_log: OpenLog, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     monkeypatch.setattr(served, "CHUNK", chunk)
     generator = np.random.default_rng(1)
     expected: dict[int, float] = {}
-    logs = {size: [ServedLog(tmp_path / f"{size}-{rank}.bin", length=0) for rank in range(size)] for size in (1, 3)}
+    logs = {size: [open_log(tmp_path / f"{size}-{rank}.bin", 0) for rank in range(size)] for size in (1, 3)}
     for step in range(12):
         rows, values = generator.integers(0, 40, 9), generator.integers(0, 100, 9) / 128
         if 3 <= step < 10:
@@ -88,9 +107,9 @@ def test_every_sharing_out_and_every_chunk_gives_what_brute_force_gives(
         assert as_dict(of(paths, 3, 10, num_rows=40)) == expected
 
 
-def test_a_log_goes_on_at_the_durable_length(tmp_path: Path) -> None:
+def test_a_log_goes_on_at_the_durable_length(tmp_path: Path, open_log: OpenLog) -> None:
     path = tmp_path / "logs" / "a.bin"
-    log = ServedLog(path, length=0)
+    log = open_log(path, 0)
     log_rows(log, 1, [0, 1], [1, 2], [0.25, 0.5])
     durable = log.sync()
     log_rows(log, 2, [0, 1], [1, 2], [0.75, 0.875])
@@ -98,7 +117,7 @@ def test_a_log_goes_on_at_the_durable_length(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"torn")
     assert as_dict(of([path])) == {1: 0.75, 2: 0.875}  # a reader leaves the torn record out
-    log = ServedLog(path, length=durable)
+    log = open_log(path, durable)
     assert path.stat().st_size == durable * RECORD.itemsize
     log_rows(log, 2, [0], [2], [0.125])
     assert log.sync() == durable + 1
@@ -107,23 +126,23 @@ def test_a_log_goes_on_at_the_durable_length(tmp_path: Path) -> None:
     assert not [entry for entry in path.parent.iterdir() if entry != path]
 
 
-def test_steps_of_a_file_do_not_fall_not_even_after_a_restart(tmp_path: Path) -> None:
-    log = ServedLog(tmp_path / "a.bin", length=0)
+def test_steps_of_a_file_do_not_fall_not_even_after_a_restart(tmp_path: Path, open_log: OpenLog) -> None:
+    log = open_log(tmp_path / "a.bin", 0)
     log_rows(log, 5, [0], [1], [0.5])
     length = log.sync()
     with pytest.raises(AssertionError):
         log_rows(log, 4, [0], [1], [0.5])
     log.close()
     with pytest.raises(AssertionError):
-        log_rows(ServedLog(tmp_path / "a.bin", length=length), 4, [0], [1], [0.5])
+        log_rows(open_log(tmp_path / "a.bin", length), 4, [0], [1], [0.5])
 
 
-def test_a_new_log_forgets_what_was_there(tmp_path: Path) -> None:
-    log = ServedLog(tmp_path / "a.bin", length=0)
+def test_a_new_log_forgets_what_was_there(tmp_path: Path, open_log: OpenLog) -> None:
+    log = open_log(tmp_path / "a.bin", 0)
     log_rows(log, 5, [0], [1], [0.5])
     log.close()
     assert as_dict(of([tmp_path / "a.bin"])) == {1: 0.5}
-    ServedLog(tmp_path / "a.bin", length=0).close()
+    open_log(tmp_path / "a.bin", 0).close()
     assert as_dict(of([tmp_path / "a.bin"])) == {}
 
 
@@ -142,8 +161,10 @@ def test_cutting_a_log_that_never_was_does_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_records_reach_the_disk_when_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = ServedLog(tmp_path / "a.bin", length=0)
+def test_records_reach_the_disk_when_synced(
+    tmp_path: Path, open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path / "a.bin", 0)
     sizes = []
     fsync = os.fsync
 
@@ -159,8 +180,8 @@ def test_records_reach_the_disk_when_synced(tmp_path: Path, monkeypatch: pytest.
     assert sizes == [RECORD.itemsize, 0]
 
 
-def test_a_block_of_it_is_fresh_values(tmp_path: Path) -> None:
-    log = ServedLog(tmp_path / "a.bin", length=0)
+def test_a_block_of_it_is_fresh_values(tmp_path: Path, open_log: OpenLog) -> None:
+    log = open_log(tmp_path / "a.bin", 0)
     log_rows(log, 1, [0, 1], [13, 16], [0.5, np.nan])
     log.sync()
     fresh = of([tmp_path / "a.bin"], first_row=10, num_rows=8).fresh(3, np.array([1, 2, 0, 1]))

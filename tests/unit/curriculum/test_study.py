@@ -25,7 +25,7 @@ from distill_dist.curriculum.study import (
 
 
 def history(rows: list[list[float]]) -> Columns:
-    """The records after snapshots in which p(true) of each row went so; it is of class 0, and 1 is predicted below ⅓."""
+    """The records after snapshots in which p(true) of each row went so; all are of class 0, below ⅓ 1 is predicted."""
     columns = blank(len(rows))
     for turn in range(max(map(len, rows))):
         p = np.array([row[turn] if turn < len(row) else math.nan for row in rows], np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill_dist.data.collate import collate, filler
+from distill_dist.data.collate import as_filler, collate
 from distill_dist.records import Batch
 
 
@@ -52,18 +52,20 @@ def test_a_row_longer_than_pad_to_is_never_cut() -> None:
         collate(ROWS, pad_token_id=0, pad_to=4)
 
 
-def test_filler_is_one_row_that_is_not_real() -> None:
-    batch, real = filler(ROWS[1], pad_token_id=0, pad_to=6), collate([ROWS[1]], pad_token_id=0, pad_to=6)
-    assert batch.is_real_B.tolist() == [False]
-    assert real.is_real_B.tolist() == [True]
+def test_a_filler_is_the_same_rows_and_not_real() -> None:
+    real = collate(ROWS, pad_token_id=0, pad_to=6)
+    batch = as_filler(real)
+    assert batch.is_real_B.tolist() == [False, False]
+    assert real.is_real_B.tolist() == [True, True]
     assert batch.alignment == real.alignment == 1.0
+    assert batch.reliance_B is batch.positions_B is None
     for name in TENSORS:
         if name != "is_real_B":
             assert torch.equal(getattr(batch, name), getattr(real, name))
 
 
 def test_types() -> None:
-    for batch in (collate(ROWS, pad_token_id=0), filler(ROWS[0], pad_token_id=0)):
+    for batch in (collate(ROWS, pad_token_id=0), as_filler(collate(ROWS, pad_token_id=0))):
         for name in TENSORS:
             expected = torch.bool if name == "is_real_B" else torch.int64
             assert getattr(batch, name).dtype == expected
@@ -88,9 +90,8 @@ def test_one_value_a_row() -> None:
         collate(ROWS, pad_token_id=0, reliance_B=np.zeros(1, dtype=np.float32))
 
 
-def test_a_filler_stands_at_place_0_and_relies_as_it_is_told() -> None:
-    batch = filler(ROWS[0], pad_token_id=0, reliance_B=np.array([0.5], dtype=np.float32))
-    assert torch.equal(batch.reliance_B, torch.tensor([0.5]))  # type: ignore[arg-type]
-    for found in (batch, filler(ROWS[0], pad_token_id=0)):
-        assert torch.equal(found.positions_B, torch.tensor([0]))  # type: ignore[arg-type]
-    assert filler(ROWS[0], pad_token_id=0).reliance_B is None
+def test_a_filler_stands_at_place_0_and_relies_as_its_row() -> None:
+    reliance, positions = np.array([0.25, 0.5], dtype=np.float32), np.array([5, 2])
+    batch = as_filler(collate(ROWS, pad_token_id=0, reliance_B=reliance, positions_B=positions))
+    assert torch.equal(batch.reliance_B, torch.tensor([0.25, 0.5]))  # type: ignore[arg-type]
+    assert torch.equal(batch.positions_B, torch.tensor([0, 0]))  # type: ignore[arg-type]

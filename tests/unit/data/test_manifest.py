@@ -20,9 +20,7 @@ from distill_dist.errors import UserError
 @pytest.fixture
 def manifest():
     shard = ShardEntry("train/shard-000000.tar", 2, 10240, "aa", "bb")
-    split = SplitEntry(
-        2, 9, 1, {"empty text": 1}, {"1-8": 2}, {"no": 1, "yes": 1}, {"web": 2}, (shard,)
-    )
+    split = SplitEntry(2, 9, 1, {"empty text": 1}, {"1-8": 2}, {"no": 1, "yes": 1}, {"web": 2}, (shard,))
     return Manifest(
         "custom", "accuracy", ("no", "yes"), 8, 0, 16, "cc", {"train": split}, {"splits": {"train": {}}}
     )

@@ -255,8 +255,10 @@ def test_gradcheck() -> None:
         )
         return objective()(output, teacher(), batch()).total(BatchCounts(3, 9))
 
-    leaves = (outputs.logits_BC, outputs.cls_states_BKH, outputs.cls_gradients_BKVH, filled)
-    assert torch.autograd.gradcheck(total, leaves)
+    states, cls = outputs.cls_states_BKH, outputs.cls_gradients_BKVH
+    assert states is not None
+    assert cls is not None
+    assert torch.autograd.gradcheck(total, (outputs.logits_BC, states, cls, filled))
 
 
 @pytest.mark.parametrize("kd", [0.0, 0.25, 1.0])

@@ -1,0 +1,166 @@
+"""Which rows a student trains on, step by step: the loader and the curriculum of a run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from distill_dist.assemble.curriculum import Curriculum
+from distill_dist.assemble.loading import Loaded
+from distill_dist.assemble.place import Place
+from distill_dist.assemble.served_scores import ServedScores
+from distill_dist.assemble.snapshots import SnapshotMaker
+from distill_dist.comm.students import StudentGroup
+from distill_dist.config.methods import reads_scores, relies_selectively
+from distill_dist.config.schema import RunConfig
+from distill_dist.curriculum.order import RandomOrder
+from distill_dist.data.loader import StepLoader
+from distill_dist.data.read_report import read_report
+from distill_dist.data.window_reader import WindowedSplit
+from distill_dist.engine import Engine
+from distill_dist.errors import UserError
+from distill_dist.evaluation.scoring import ScoringPass, evaluating
+from distill_dist.evaluation.split import SignalSource
+from distill_dist.records import Step
+from distill_dist.run_folder import RunFolder
+from distill_dist.stop_signal import StopSignal
+
+_log = logging.getLogger(__name__)
+
+
+def plain_loader(config: RunConfig, loaded: Loaded, group: StudentGroup) -> StepLoader:
+    """Steps in random order, with what every row relies on its teacher before anything is known of it."""
+    initial = config.reliance.initial
+
+    def alike(rows: np.ndarray) -> np.ndarray:
+        return np.full(len(rows), initial, np.float32)
+
+    return StepLoader(
+        split=loaded.train,
+        rows_at=RandomOrder(loaded.train.num_rows, config.seed).rows_at,
+        rank=group.rank,
+        size=group.size,
+        seed=config.seed,
+        batch_size=config.batch.size,
+        window=config.batch.length_window,
+        micro_tokens=config.batch.micro_tokens,
+        pad_token_id=loaded.manifest.pad_token_id,
+        pad_to=config.batch.pad_to,
+        aligned_share=config.alignment.share if loaded.objective.is_aligned else 1.0,
+        reliance_of=alike if relies_selectively(config) else None,
+    )
+
+
+def first_step(loader: StepLoader) -> Step:
+    """Step 0 of the random order: rows for the probe, whatever epoch the run goes on in."""
+    return next(loader.steps(start_step=0, epochs=1))
+
+
+def curriculum_loader(
+    config: RunConfig, plain: StepLoader, curriculum: Curriculum, windowed: WindowedSplit | None
+) -> StepLoader:
+    """``plain`` in the curriculum's order, with its λ."""
+    return replace(
+        plain,
+        split=plain.split if windowed is None else windowed,
+        rows_at=curriculum.rows_at,
+        reliance_of=curriculum.reliance_of if relies_selectively(config) else None,
+        confidence_of=curriculum.confidence_of if config.alignment.choose == "hardest" else None,
+    )
+
+
+def windowed_split(config: RunConfig, loaded: Loaded) -> WindowedSplit | None:
+    """What reads shards whole, where `data.window_shards` says so. Logs what reading will cost."""
+    if not config.data.window_shards:
+        return None
+    _log.info("%s", read_report(loaded.train, window_shards=config.data.window_shards).text)
+    return WindowedSplit(loaded.train)
+
+
+def build_curriculum(
+    config: RunConfig,
+    place: Place,
+    loaded: Loaded,
+    group: StudentGroup,
+    folder: RunFolder,
+    engine: Engine,
+    stop: StopSignal,
+    *,
+    student: SignalSource,
+    teacher: SignalSource | None,
+    loader: StepLoader,
+) -> Curriculum:
+    """The curriculum of a run, at its checkpoint."""
+    saved = _saved(loaded)
+    scoring = ScoringPass(
+        loaded.train,
+        rank=group.rank,
+        size=group.size,
+        micro_tokens=config.batch.micro_tokens,
+        pad_token_id=loaded.manifest.pad_token_id,
+        num_classes=len(loaded.manifest.labels),
+        sum_=group.sum_,
+        device=place.device,
+        ahead=config.teacher.prefetch,
+    )
+    maker = SnapshotMaker(
+        root=folder.path / "snapshots",
+        group=group,
+        scoring=scoring,
+        labels=loaded.train.labels,
+        manifest=loaded.identity["prepared data"],
+        measure=config.curriculum.measure,
+        smoothing=config.curriculum.smoothing,
+        keep=config.curriculum.keep_snapshots,
+        with_teacher_loss=config.reliance.rule == "weighted",
+        should_stop=stop.asked,
+        evaluating=lambda: evaluating(engine.module),
+    )
+    return Curriculum(
+        config=config,
+        split=loaded.train,
+        groups=_groups(config, loaded),
+        group=group,
+        folder=folder,
+        maker=maker,
+        student=student,
+        teacher=teacher,
+        steps_per_epoch=loader.steps_per_epoch,
+        total_steps=config.train.epochs * loader.steps_per_epoch,
+        pinned=saved.get("snapshot"),
+    )
+
+
+def served_scores(
+    config: RunConfig, loaded: Loaded, group: StudentGroup, folder: RunFolder
+) -> ServedScores | None:
+    """The score log, cut where the checkpoint stands; None where scores come from elsewhere."""
+    if config.curriculum.score != "served" or not reads_scores(config):
+        return None
+    return ServedScores(
+        folder.path / "served",
+        group,
+        measure=config.curriculum.measure,
+        lengths=_saved(loaded).get("served", {}),
+        flush_every=config.train.log_every,
+    )
+
+
+def _saved(loaded: Loaded) -> dict[str, Any]:
+    return {} if loaded.resumed is None else loaded.resumed.progress.get("curriculum", {})
+
+
+def _groups(config: RunConfig, loaded: Loaded) -> np.ndarray | None:
+    if config.curriculum.stratify == "none":
+        return None
+    if config.curriculum.stratify == "label":
+        return loaded.train.labels
+    if loaded.train.sources.min() < 0:
+        raise UserError(
+            f"curriculum.stratify: source, but {config.data.prepared} was prepared without data.source_column: prepare "
+            "again with it (launcher/prepare.py --replace)"
+        )
+    return loaded.train.sources
