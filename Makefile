@@ -71,7 +71,7 @@ bench-curriculum: $(INSTALLED) $(STREAMING_VENV)/installed
 $(STREAMING_VENV)/installed: Makefile
 	test -x $(STREAMING_VENV)/bin/python || $(PYTHON) -m venv $(STREAMING_VENV)
 	$(STREAMING_PIP) install --quiet "$(TORCH)" "numpy<2.2"
-	$(STREAMING_PIP) install --quiet brotli catalogue "python-snappy<1" tqdm "transformers<5" "xxhash<4" "zstd<2"
+	$(STREAMING_PIP) install --quiet brotli catalogue pillow "python-snappy<1" tqdm "transformers<5" "xxhash<4" "zstd<2"
 	$(STREAMING_PIP) install --quiet --no-deps mosaicml-streaming==0.13.0
 	touch $@
 

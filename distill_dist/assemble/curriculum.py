@@ -6,8 +6,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Curriculum:
     teacher: SignalSource | None
     steps_per_epoch: int
     total_steps: int
-    logs: list[Path] = field(default_factory=list)  # of `curriculum.score: served`
+    logs: Callable[[], list[Path]]  # the score logs of `curriculum.score: served`
     pinned: dict[str, Any] | None = None  # the checkpoint's {"number", "hash"}: what its epoch was planned on
     now: EpochCurriculum = field(default_factory=lambda: EpochCurriculum(-1))
 
@@ -68,6 +68,8 @@ class Curriculum:
         """Scores, plan and reliance of the epoch that step ``done`` lies in. Raises UserError, Interrupted."""
         epoch = done // self.steps_per_epoch
         begin = time.monotonic()
+        if self.now.epoch < 0:
+            self.maker.recover(self._plans)
         snapshot = self._snapshot_of(epoch, done)
         self.now = EpochCurriculum(epoch, snapshot)
         if snapshot is not None:
@@ -172,7 +174,7 @@ class Curriculum:
         in_use = frozenset() if previous is None else {previous.name}
         if curriculum.score == "served":
             steps = (step - self.steps_per_epoch, step)
-            self.maker.from_served(number, self.logs, steps=steps, previous=previous, in_use=in_use)
+            self.maker.from_served(number, self.logs(), steps=steps, previous=previous, in_use=in_use)
             return
         teacher = self.teacher if previous is None else None  # its losses do not change
         self.maker.from_model(
@@ -192,6 +194,10 @@ class Curriculum:
         return previous
 
     # ------------------------------------------------------------------ order
+
+    @property
+    def _plans(self) -> Path:
+        return self.folder.path / "plans"
 
     def _ranks_by_hash(self, epoch: int) -> bool:
         """`random` reads no scores, but begins when the order that it is compared with would."""
@@ -230,7 +236,7 @@ class Curriculum:
 
     def _built(self, spec: PlanSpec, ranked: Ranked) -> Plan:
         """From its file where that is there, so that a resumed run starts at once."""
-        path = self.folder.path / "plans" / f"plan-{spec.epoch:05d}.npz"
+        path = self._plans / f"plan-{spec.epoch:05d}.npz"
         scores = "" if self.now.snapshot is None else self.now.snapshot.hash
         key = hashlib.sha256(json.dumps([repr(spec), scores, self.maker.manifest]).encode()).hexdigest()
         memory = self.config.curriculum.memory_mib << 20
@@ -302,14 +308,19 @@ class Curriculum:
         )
         if found.control != "mean_matched" or snapshot is None:
             return found
-        return Reliance(**{**vars(found), "mean": self._mean(found, snapshot)})
+        return replace(found, mean=self._mean(found, snapshot))
 
     def _mean(self, reliance: Reliance, snapshot: Snapshot) -> float:
-        total = 0
+        total = unknown = 0
         for block in range(self.group.rank, snapshot.num_blocks, self.group.size):
             rows = np.arange(snapshot.starts[block], snapshot.starts[block + 1])
-            total += fixed_point_sum(reliance.ruled(rows)[0])
-        return mean_from(int(self.group.sum_integers(np.array([total]))[0]), snapshot.num_rows)
+            found, lacking = reliance.ruled(rows)
+            total += fixed_point_sum(found)
+            unknown += lacking
+        total, unknown = self.group.sum_integers(np.array([total, unknown])).tolist()
+        if unknown:
+            _log.warning("%d rows have no number for the rule: their λ is reliance.initial", unknown)
+        return mean_from(total, snapshot.num_rows)
 
     def _describe(self) -> str:
         scores = "no scores yet" if self.now.snapshot is None else f"scores of {self.now.snapshot.name}"

@@ -66,7 +66,9 @@ class CurriculumReport:
     def _scores(self, now: EpochCurriculum, snapshot: Snapshot, done: int) -> None:
         # a file's scores may be any numbers: they have no bins
         given = snapshot.record.origin.measure == "file"
-        edges = np.array([-np.inf, np.inf]) if given else confidence_edges(self.measure, len(self.class_names))
+        edges = (
+            np.array([-np.inf, np.inf]) if given else confidence_edges(self.measure, len(self.class_names))
+        )
         counts = self._count(now, snapshot, edges)
         shown = {} if given else {"curriculum/confidence": (counts["confidence"], edges)}
         if "reliance" in counts:

@@ -17,7 +17,8 @@ from distill_dist.curriculum.scores import Columns, Fresh, advance, cross_entrop
 from distill_dist.curriculum.served import Latest, latest
 from distill_dist.curriculum.snapshot import Snapshot
 from distill_dist.curriculum.snapshot_record import BlockEntry, Origin, entries_of, entries_table, folder_name
-from distill_dist.curriculum.snapshot_writer import SnapshotWriter
+from distill_dist.curriculum.snapshot_writer import SnapshotWriter, tidy
+from distill_dist.durable import remove_stale
 from distill_dist.errors import Interrupted, UserError
 from distill_dist.evaluation.scoring import ScoringPass
 from distill_dist.evaluation.split import SignalSource
@@ -45,6 +46,15 @@ class SnapshotMaker:
     with_teacher_loss: bool
     should_stop: Callable[[], bool]
     evaluating: Callable[[], AbstractContextManager[None]]
+
+    def recover(self, plans: Path) -> None:
+        """Put back or remove what a crash left of snapshots and of ``plans``, before either is looked for."""
+
+        def work() -> None:
+            tidy(self.root)
+            remove_stale(plans, "plan-*.npz")
+
+        self._alone(work)
 
     def from_model(
         self, number: int, *, step: int, student: SignalSource, teacher: SignalSource | None,

@@ -129,10 +129,11 @@ def _train(
     plain = plain_loader(config, loaded, group)
     engine, student, alignment = _student(config, place, loaded, group, teacher, plain)
     itself = LocalTeacher(encoder_parts(engine.module), place.device)
-    curriculum = build_curriculum(
-        config, place, loaded, group, folder, engine, stop, student=itself, teacher=teacher, loader=plain
-    )
     served = served_scores(config, loaded, group, folder)
+    curriculum = build_curriculum(
+        config, place, loaded, group, folder, engine, stop,
+        student=itself, teacher=teacher, loader=plain, served=served,
+    )  # fmt: skip
     total_steps = curriculum.total_steps
     last_step = min(total_steps, train.max_steps or total_steps)
     start = 0 if loaded.resumed is None else int(loaded.resumed.progress["step"])

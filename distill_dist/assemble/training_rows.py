@@ -92,6 +92,7 @@ def build_curriculum(
     student: SignalSource,
     teacher: SignalSource | None,
     loader: StepLoader,
+    served: ServedScores | None,
 ) -> Curriculum:
     """The curriculum of a run, at its checkpoint."""
     saved = _saved(loaded)
@@ -130,6 +131,7 @@ def build_curriculum(
         teacher=teacher,
         steps_per_epoch=loader.steps_per_epoch,
         total_steps=config.train.epochs * loader.steps_per_epoch,
+        logs=lambda: [] if served is None else served.paths,
         pinned=saved.get("snapshot"),
     )
 

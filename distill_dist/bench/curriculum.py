@@ -36,6 +36,7 @@ class Sizes:
     batch: int = 32
     batches: tuple[int, ...] = (32, 256)  # whose composition is compared
     num_batches: int = 4000
+    num_calls: int = 500  # for ids, of a window each
     with_analyzer: bool = True  # of DeepSpeed: most of a minute
 
 
@@ -161,7 +162,7 @@ class _Side:
         write_snapshot(self.folder / "snapshots", **shape, progress=self.progress)
         job = self._job(snapshot=str(self._snapshot), saved=str(self.folder / "plan.npz"), seed=self.seed)
         self.progress(f"{self.rows:.0e} rows: plan")
-        found = run_apart(OURS, {"task": "plan", **job})
+        found = run_apart(OURS, {"task": "plan", "num_calls": self.sizes.num_calls, **job})
         self.progress(f"{self.rows:.0e} rows: resume")
         return _joined(found, run_apart(OURS, {"task": "resume", **job}))
 

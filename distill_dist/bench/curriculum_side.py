@@ -18,7 +18,6 @@ from distill_dist.curriculum.snapshot import Snapshot
 
 EPOCHS, EPOCH = 10, 3  # the pool grows from 50 to 60 % of the rows: a new cut of it at each of 128 stages
 WINDOW = 64  # global batches that are asked for at once, as `batch.length_window` does
-NUM_CALLS = 500  # of a window each, for the rate
 KEY = "benchmark"
 
 
@@ -50,10 +49,13 @@ class _Counted:
         return counts
 
 
-def plan(*, snapshot: str, saved: str, batch: int, seed: int, position: int) -> dict[str, Any]:
+def plan(
+    *, snapshot: str, saved: str, batch: int, seed: int, position: int, num_calls: int
+) -> dict[str, Any]:
     """One epoch: seconds from scores on disk to the saved plan, memory, ids per second, batch at ``position``.
 
     The first window of ids makes the orders inside shards: it is timed by itself, and its memory counts.
+    ``num_calls`` of a window, and of a batch, are timed for the rates.
     """
     reduce = _Counted()
     drop_cached(Path(snapshot))
@@ -66,7 +68,7 @@ def plan(*, snapshot: str, saved: str, batch: int, seed: int, position: int) -> 
         planned = reduce.calls
         with Stopwatch() as first:
             made.rows_at(np.arange(min(WINDOW * batch, ranked.num_rows), dtype=np.int64))
-        rates = {size: _rate(made, size * batch) for size in (1, WINDOW)}
+        rates = {size: _rate(made, size * batch, num_calls) for size in (1, WINDOW)}
         found = made.rows_at(np.arange(position, position + batch, dtype=np.int64))
     step_calls = reduce.calls - planned
     with Stopwatch() as warm:  # the same again from the system's cache
@@ -87,17 +89,17 @@ def plan(*, snapshot: str, saved: str, batch: int, seed: int, position: int) -> 
     }
 
 
-def _rate(made: Plan, size: int) -> float:
+def _rate(made: Plan, size: int, num_calls: int) -> float:
     """Ids per second, each as (shard, row in it), asked for ``size`` at a time from the epoch's middle on."""
     rows, starts = made.ranked.num_rows, made.ranked.starts
-    begins = [(rows // 2 + call * size) % max(rows - size, 1) for call in range(NUM_CALLS)]
+    begins = [(rows // 2 + call * size) % max(rows - size, 1) for call in range(num_calls)]
     ids = min(size, rows)
     with Stopwatch() as watch:
         for begin in begins:
             found = made.rows_at(np.arange(begin, begin + ids, dtype=np.int64))
             shards = np.searchsorted(starts, found, side="right") - 1
             found -= starts[shards]
-    return NUM_CALLS * ids / watch.cpu_s
+    return num_calls * ids / watch.cpu_s
 
 
 def resume(*, snapshot: str, saved: str, batch: int, seed: int, position: int) -> dict[str, Any]:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distill_dist.config.fields import describe_problem
-from distill_dist.config.methods import has_curriculum, is_aligned, matches_states, relies_selectively
+from distill_dist.config.methods import (
+    has_curriculum,
+    is_aligned,
+    is_gradient_method,
+    matches_states,
+    relies_selectively,
+)
 from distill_dist.config.schema import RunConfig
 
 
@@ -56,6 +62,6 @@ def _reliance(config: RunConfig) -> Iterator[str]:
     if config.curriculum.source == "file" and reliance.rule in ("bell", "weighted"):
         text = "reads probabilities, which curriculum.source: file does not have; take gate or ramp"
         yield describe_problem(config, "reliance.rule", text)
-    if reliance.scale_alignment and not (is_aligned(config) or matches_states(config.method)):
+    if reliance.scale_alignment and not (is_gradient_method(config.method) or matches_states(config.method)):
         text = f"method {config.method} matches neither states nor gradients"
         yield describe_problem(config, "reliance.scale_alignment", text)

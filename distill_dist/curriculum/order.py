@@ -53,7 +53,13 @@ def rows_at(positions: np.ndarray, num_rows: int, *, seed: int, epoch: int) -> n
 
 
 def permute_each(
-    values: np.ndarray, classes: np.ndarray, num_rows: np.ndarray, passes: np.ndarray, *, seed: int, epoch: int
+    values: np.ndarray,
+    classes: np.ndarray,
+    num_rows: np.ndarray,
+    passes: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
 ) -> np.ndarray:
     """Each value (int64 [n]) moved inside its own class: a bijection of [0, num_rows[class]) per (class, pass).
 

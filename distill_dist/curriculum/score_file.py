@@ -27,7 +27,7 @@ def scores_from_file(path: Path, num_rows: int) -> np.ndarray:
         scores = values.astype(np.float32, copy=False)
     if scores.dtype != values.dtype and bool(np.any(np.isinf(scores) & np.isfinite(values))):
         raise UserError(f"{path} has numbers beyond ±{np.finfo(np.float32).max:.2g}: scale them down")
-    return scores
+    return np.asarray(scores)  # a memmap's own indexing is slow
 
 
 def _load(path: Path) -> np.ndarray:

@@ -7,6 +7,7 @@ one after another, and `snapshot.json`, which makes it a snapshot. Numbers are l
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import zlib
@@ -24,6 +25,10 @@ FORMAT = 1
 RECORD = "snapshot.json"
 FOLDER = re.compile(r"snapshot-(\d{5,})")
 FILE = re.compile(r"shard-\d{6,}\.bin")
+_ENDS = itertools.accumulate(dtype.itemsize for dtype in COLUMN_TYPES.values())
+COLUMN_OFFSETS = dict(
+    zip(COLUMN_TYPES, [0, *_ENDS], strict=False)
+)  # first byte of a column, times the block's rows
 ROW_BYTES = sum(dtype.itemsize for dtype in COLUMN_TYPES.values())
 NUM_INTS = 9  # of an entry
 
@@ -36,12 +41,6 @@ def folder_name(number: int) -> str:
 def file_name(block: int) -> str:
     """12 -> `shard-000012.bin`."""
     return f"shard-{block:06d}.bin"
-
-
-def column_offset(name: str, rows: int) -> int:
-    """First byte of the column in the file of a block of ``rows``."""
-    before = list(COLUMN_TYPES)[: list(COLUMN_TYPES).index(name)]
-    return rows * sum(COLUMN_TYPES[other].itemsize for other in before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,8 @@ def test_extreme_logits_stay_finite(name: str) -> None:
     found = measure(name, logits, np.zeros(4, np.int64))
     assert np.isfinite(found).all()
     assert not (np.signbit(found) & (found == 0)).any()
+    losses = cross_entropy(logits, np.zeros(4, np.int64))
+    assert not (np.signbit(losses) & (losses == 0)).any()
     if name == "loss":
         assert found[1] == -np.finfo(np.float32).max
         assert found[2] == 0

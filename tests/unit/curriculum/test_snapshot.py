@@ -124,7 +124,9 @@ def test_few_maps_stay_open_and_arrays_outlive_theirs(
         snapshot.scores(block)
     assert len(os.listdir("/proc/self/fd")) <= before + 4 + 1
     np.testing.assert_array_equal(first, some_columns(3, 0).score)
-    again = pickle.loads(pickle.dumps(snapshot))  # a loader's worker maps its own
+    sent = pickle.dumps(snapshot)
+    assert len(sent) == len(pickle.dumps(Snapshot.open(folder)))
+    again = pickle.loads(sent)  # a loader's worker maps its own
     np.testing.assert_array_equal(again.scores_at(np.arange(60)), column("score", sizes=sizes))
 
 
@@ -236,13 +238,16 @@ def test_damage_in_another_column_does_not_stop_a_plan(tmp_path: Path) -> None:
             touch()
 
 
-@pytest.mark.parametrize("content", [b"", b"short", None])
-def test_a_file_of_another_length_is_noticed(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "No such file"), (b"", "empty file"), (b"short", "has 5 bytes instead of 130")],
+)
+def test_a_file_of_another_length_is_noticed(tmp_path: Path, content: bytes | None, said: str) -> None:
     folder = write(tmp_path, 1)
     path = folder / "shard-000000.bin"
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"damaged \(shard-000000\.bin.*put a copy of the folder in its place"
+        UserError, match=rf"damaged \(shard-000000\.bin.*{said}.*put a copy of the folder in its"
     ):
         Snapshot.open(folder).scores(0)
 
@@ -267,7 +272,7 @@ def damaged_records() -> dict[str, Any]:
         "counts": changed(rows=15),
         "columns": changed(columns={"score": "<f8"}),
         "blocks": changed(blocks=[[14, 0, 0, 1, "ab"]]),
-        "a negative": changed(blocks=[[-14, 0, 0, 1, "ab" * 32]]),
+        "a negative": changed(rows=-14, blocks=[[-14, 0, 0, 1, "ab" * 32]]),
         "a float": changed(blocks=[[14.0, 0, 0, 1, "ab" * 32]]),
     }
 
