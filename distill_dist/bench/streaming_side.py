@@ -119,7 +119,7 @@ def version(**_: Any) -> dict[str, Any]:
     """Of the package and its numpy."""
     from importlib.metadata import version as version_of
 
-    return {"mosaicml-streaming": version_of("mosaicml-streaming"), "numpy": version_of("numpy")}
+    return {"mosaicml-streaming": version_of("mosaicml-streaming"), "its numpy": version_of("numpy")}
 
 
 if __name__ == "__main__":

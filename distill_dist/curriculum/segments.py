@@ -117,8 +117,9 @@ class Strata:
         inside = (turn + shift) % max(rounds, 1) * step % max(rounds, 1)
         places = stratum * length // size + inside
         if rest and not whole.all():
-            # `length` leaves some strata one row more: those rows come last
-            longer = ((slot + 1) * size - 1) // rest
+            # `length` leaves some strata one row more: those rows come last, in golden steps as well
+            number = slot * _coprime_near(rest * 0.6180339887, rest) % rest
+            longer = ((number + 1) * size - 1) // rest
             places = np.where(whole, places, longer * length // size + rounds)
         return np.asarray(places, np.int64)
 
@@ -134,7 +135,7 @@ def _coprime_near(wanted: float, size: int) -> int:
 
 def draws_per_class(segments: Sequence[Segment]) -> np.ndarray:
     """How often each class is drawn in all of ``segments``, int64 [classes]."""
-    return np.sum([np.diff(segment.bounds) * segment.repeats for segment in segments], axis=0, dtype=np.int64)
+    return np.asarray(sum(np.diff(segment.bounds) * segment.repeats for segment in segments), np.int64)
 
 
 def positions_by_segment(

@@ -98,6 +98,7 @@ class Origin:
     smoothing: float
     manifest: str  # hash of the rows
     parent: str  # hash of the snapshot whose columns it continues; "" for the first
+    run: str = ""  # digest of what determined the run that made it
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class SplitScorer:
 def add_logits(
     found_NC: Tensor, source: SignalSource, batches: Sequence[Batch], *, ahead: int, first_row: int = 0
 ) -> None:
-    """Write into ``found_NC``, whose first row is ``first_row``, what ``source`` says of the real rows of ``batches``."""
+    """Writes into ``found_NC``, from row ``first_row`` on, what ``source`` says of the real rows of ``batches``."""
     for batch, (signal,) in source.signals(batches, _each, LOGITS, ahead=ahead):
         real_B = batch.is_real_B
         logits_BC = signal.logits_BC[real_B.to(signal.logits_BC.device)]

@@ -73,6 +73,13 @@ def test_every_pair_of_special_numbers_stands_as_the_floats_do(direction: str, u
         assert nans[0] < min(numbers)
 
 
+@pytest.mark.parametrize("value", NANS)
+def test_one_nan_among_probabilities_whatever_its_bits(value: np.float32) -> None:
+    values = np.array([0.25, value, 0.5], np.float32)
+    assert np.argsort(score_keys(values, direction="easy_to_hard", unscored="hardest")).tolist() == [2, 0, 1]
+    assert np.argsort(score_keys(values, direction="easy_to_hard", unscored="easiest")).tolist() == [1, 2, 0]
+
+
 @pytest.mark.parametrize("signs", ["both", "positive"])
 @pytest.mark.parametrize("direction", ["easy_to_hard", "hard_to_easy"])
 def test_random_bits_stand_as_the_floats_do(direction: str, signs: str) -> None:

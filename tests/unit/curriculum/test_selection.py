@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -82,9 +83,9 @@ def test_the_same_rows_lie_below_as_in_numpys_sort(kind: str, num_rows: int) -> 
     ):
         policy = {"direction": direction, "unscored": unscored}
         blocks = cut_blocks(values, 8192, **policy)
-        levels = select(lambda blocks=blocks: blocks, ranks_for(num_rows), seed=SEED)
+        levels = select(partial(list, blocks), ranks_for(num_rows), seed=SEED)
         order = sorted_rows(values, np.arange(num_rows), **policy)
-        assert_exact(levels, lambda blocks=blocks: blocks, order, ranks_for(num_rows))
+        assert_exact(levels, partial(list, blocks), order, ranks_for(num_rows))
         if kind not in ("nans", "extremes"):
             break
 
@@ -117,7 +118,7 @@ def test_thresholds_do_not_depend_on_how_rows_are_cut_or_ordered(kind: str) -> N
         [*single_rows, (shuffled[500:], keys[shuffled[500:]]), (5, keys[:0])],
     ]
     for blocks in others:
-        same = select(lambda blocks=blocks: blocks, ranks, seed=SEED)
+        same = select(partial(list, blocks), ranks, seed=SEED)
         assert np.array_equal(same.scores, whole.scores)
         assert np.array_equal(same.hashes, whole.hashes)
     other_seed = select(lambda: [(0, keys)], ranks, seed=SEED + 1)
@@ -211,7 +212,7 @@ def test_groups_are_ranked_apart_by_blocks_of_their_rows() -> None:
     for group in range(3):
 
         def of_group(group: int = group) -> list[tuple[Rows, np.ndarray]]:
-            found = []
+            found: list[tuple[Rows, np.ndarray]] = []
             for start, keys in blocks:
                 inside = np.flatnonzero(groups[start : start + len(keys)] == group)
                 found.append((start + inside, keys[inside]))

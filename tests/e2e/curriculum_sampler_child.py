@@ -1,0 +1,339 @@
+"""Runs with everything of a curriculum's but the network and its siblings, to be killed: test_curriculum_killed.py.
+
+The process ``python curriculum_sampler_child.py PREPARED SHOWN`` imports once and forks a run for every line
+`RUN_DIR MODE` on stdin; it prints the run's process, and how it ended. The file SHOWN has one byte: the place in PHASES
+of what the run is at. What stands for the network is a number that every row which was trained on goes into, and
+from which every score comes: one row out of order changes all that follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+PHASES = ("starting", "scoring", "commit", "planning", "batches", "checkpoint")
+MODES = ("pass", "served")
+EPOCHS, BATCH, CHECKPOINT_EVERY = 4, 8, 5
+LIMIT_S = 60.0
+
+
+# ------------------------------------------------------------------ the side that kills
+
+
+class Sampler:
+    """The process that forks runs; a context manager."""
+
+    def __init__(self, prepared: Path) -> None:
+        """``prepared``: the corpus."""
+        self._shown = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed in __exit__
+        self._shown.write(b"\0")
+        self._shown.flush()
+        self._phase = mmap.mmap(self._shown.fileno(), 1)
+        tests = Path(__file__).parents[1]
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(prepared), self._shown.name],
+            env={**os.environ, "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+        self._phase.close()
+        self._shown.close()
+
+    def run(self, run_dir: Path, mode: str) -> int:
+        """Run to the end; its exit code."""
+        self._start(run_dir, mode)
+        return self._ended()
+
+    def kill(self, run_dir: Path, mode: str, *, wanted: str, later_s: float) -> str | None:
+        """SIGKILL ``later_s`` after it was first at ``wanted``; what it was at. None where it ended before."""
+        process = self._start(run_dir, mode)
+        number, deadline = PHASES.index(wanted), time.monotonic() + LIMIT_S
+        while self._phase[0] != number and _is_running(process):
+            assert time.monotonic() < deadline, f"no {wanted}"
+        time.sleep(later_s)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended
+            os.kill(process, signal.SIGKILL)
+        code = self._ended()
+        assert code in (0, -signal.SIGKILL), code
+        return None if code == 0 else PHASES[self._phase[0]]
+
+    def _start(self, run_dir: Path, mode: str) -> int:
+        assert self._process.stdin is not None
+        print(run_dir, mode, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _ended(self) -> int:
+        return self._answer()
+
+    def _answer(self) -> int:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, f"the sampler is gone: {self._process.wait()}"
+        return int(line)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------ the side that is killed
+
+
+@dataclass
+class Network:
+    """One number stands for all weights."""
+
+    state: int = 0
+
+    def train(self, rows: np.ndarray, reliance: np.ndarray) -> None:
+        """Every row, its place in the batch and its λ count."""
+        for row, share in zip(rows.tolist(), reliance.tolist(), strict=True):
+            self.state = (self.state * 6364136223846793005 + row * 4096 + round(share * 1024) + 1) % (1 << 63)
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """[rows, 3], by the state."""
+        words = (rows[:, None].astype(np.uint64) * np.uint64(3) + np.arange(3, dtype=np.uint64)) + np.uint64(
+            self.state
+        )
+        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        return ((words >> np.uint64(40)) / float(1 << 24)).astype(np.float32) * 4
+
+
+class Alone:
+    """A group of one."""
+
+    rank, size = 0, 1
+
+    def agree(self, value: int) -> int:
+        """Its own word."""
+        return value
+
+    def sum_integers(self, values: np.ndarray) -> np.ndarray:
+        """Its own numbers."""
+        return values
+
+
+def serve(prepared: Path, shown: Path) -> None:
+    """Fork a run for every line on stdin."""
+    with shown.open("r+b") as file:
+        phase = mmap.mmap(file.fileno(), 1)
+    import_all()
+    for line in sys.stdin:
+        run_dir, mode = line.split()
+        phase[0] = 0
+        process = os.fork()
+        if process == 0:
+            code = 1
+            try:
+                train(prepared, Path(run_dir), mode, phase)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        print(process, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+
+
+def import_all() -> None:
+    """What takes seconds, before the forks."""
+    import distill_dist.assemble.curriculum
+    import distill_dist.assemble.served_scores
+    import distill_dist.checkpoint  # noqa: F401
+
+
+def train(prepared: Path, run_dir: Path, mode: str, phase: mmap.mmap) -> None:
+    """One life of a run, from its newest checkpoint to its end."""
+    import torch
+
+    from distill_dist import checkpoint
+    from distill_dist.run_folder import RunFolder
+    from distill_dist.trace import Trace
+
+    run = Run.begin(prepared, RunFolder(run_dir), mode, phase)
+    written = Trace(run_dir / "trace-00000.jsonl", first_step=run.start)
+    previous, stream = run.start, iter(())
+    per_epoch = run.curriculum.steps_per_epoch
+    for done in range(run.start, EPOCHS * per_epoch):
+        if done == run.start or done % per_epoch == 0:
+            run.curriculum.open_epoch(done)
+            stream = run.loader.steps(start_step=done, epochs=EPOCHS)
+        phase[0] = PHASES.index("batches")
+        step = next(stream)
+        run.take(step)
+        written(step, [])
+        if (done + 1) % CHECKPOINT_EVERY == 0 or (done + 1) % per_epoch == 0:
+            phase[0] = PHASES.index("checkpoint")
+            checkpoint.save(
+                run_dir / "checkpoints",
+                step=done + 1,
+                previous=previous,
+                tensors={"state": torch.tensor([run.network.state])},
+                progress={"step": done + 1, "curriculum": run.state_dict()},
+                keep=2,
+            )
+            previous = done + 1
+    run.curriculum.finish(EPOCHS * per_epoch)
+
+
+@dataclass
+class Run:
+    """The objects of one life."""
+
+    network: Network
+    curriculum: Any
+    loader: Any
+    served: Any
+    start: int
+
+    @classmethod
+    def begin(cls, prepared: Path, folder: Any, mode: str, phase: mmap.mmap) -> Self:
+        """At the newest checkpoint of ``folder``."""
+        from distill_dist import checkpoint
+        from distill_dist.assemble.curriculum import Curriculum
+        from distill_dist.assemble.served_scores import ServedScores
+        from distill_dist.config.load import load_config
+        from distill_dist.data.loader import StepLoader
+        from distill_dist.data.shards import open_split
+
+        folder.claim()
+        show_phases(phase)
+        config = load_config(None, settings(prepared, folder.path, mode))
+        split, saved = open_split(prepared, "train"), checkpoint.newest(folder.checkpoints)
+        progress: dict[str, Any] = {"step": 0, "curriculum": {}} if saved is None else saved.progress
+        network = Network(0 if saved is None else int(saved.tensors["state"][0]))
+        served = None
+        if mode == "served":
+            served = ServedScores(
+                folder.path / "served",
+                Alone(),  # type: ignore[arg-type]
+                measure="true_probability",
+                lengths=progress["curriculum"].get("served", {}),
+                flush_every=3,
+            )
+        per_epoch = -(-split.num_rows // BATCH)
+        curriculum = Curriculum(
+            config=config,
+            split=split,
+            groups=None,
+            group=Alone(),  # type: ignore[arg-type]
+            folder=folder,
+            maker=maker(folder.path / "snapshots", split, network),
+            student=None,  # type: ignore[arg-type]
+            teacher=None,
+            steps_per_epoch=per_epoch,
+            total_steps=EPOCHS * per_epoch,
+            logs=lambda: [] if served is None else served.paths,
+            pinned=progress["curriculum"].get("snapshot"),
+        )
+        loader = StepLoader(
+            split=split, rows_at=curriculum.rows_at, rank=0, size=1, seed=config.seed, batch_size=BATCH, window=4,
+            micro_tokens=64, pad_token_id=0, reliance_of=curriculum.reliance_of,
+        )  # fmt: skip
+        return cls(network, curriculum, loader, served, int(progress["step"]))
+
+    def take(self, step: Any) -> None:
+        """Train on the step's rows, and log what was said of them."""
+        import torch
+
+        said = []
+        for batch in step.batches:
+            rows = batch.ids_B.numpy()
+            said.append(SimpleNamespace(logits_BC=torch.from_numpy(self.network.logits(rows))))
+            self.network.train(rows, batch.reliance_B.numpy())
+        if self.served is not None:
+            self.served(step, said)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint, as the trainer's."""
+        found = {"snapshot": self.curriculum.state_dict()}
+        return found if self.served is None else {**found, "served": self.served.sync()}
+
+
+def settings(prepared: Path, run_dir: Path, mode: str) -> list[str]:
+    """The configuration of a run."""
+    return [
+        "method=kd", f"run_dir={run_dir}", "data.source=synthetic_nli", f"data.prepared={prepared}",
+        "data.max_length=64", "student.path=unread", "teacher.path=unread", "curriculum.order=easy_to_hard",
+        f"curriculum.score={mode}", "curriculum.keep_snapshots=2", "reliance.rule=ramp", f"batch.size={BATCH}",
+        f"train.epochs={EPOCHS}",
+    ]  # fmt: skip
+
+
+def maker(root: Path, split: Any, network: Network) -> Any:
+    """Snapshots of what ``network`` says of every row."""
+    from distill_dist.assemble.snapshots import SnapshotMaker
+
+    starts = np.concatenate([[0], np.cumsum(split.block_sizes)])
+
+    def logits_NC(source: None, block: int) -> np.ndarray:
+        return network.logits(np.arange(starts[block], starts[block + 1]))
+
+    return SnapshotMaker(
+        root=root,
+        group=Alone(),  # type: ignore[arg-type]
+        scoring=SimpleNamespace(split=split, logits_NC=logits_NC),  # type: ignore[arg-type]
+        labels=split.labels,
+        manifest="",
+        measure="true_probability",
+        smoothing=0.5,
+        keep=2,
+        with_teacher_loss=False,
+        should_stop=lambda: False,
+        evaluating=contextlib.nullcontext,
+    )
+
+
+def show_phases(phase: mmap.mmap) -> None:
+    """Say which of them the run is in: the functions that begin one are wrapped."""
+    from distill_dist.assemble.curriculum import Curriculum
+    from distill_dist.assemble.snapshots import SnapshotMaker
+    from distill_dist.curriculum.snapshot_writer import SnapshotWriter
+
+    def wrap(owner: type, name: str, shown: str) -> None:
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def outer(*args: Any, **more: Any) -> Any:
+            phase[0] = PHASES.index(shown)
+            return inner(*args, **more)
+
+        setattr(owner, name, outer)
+
+    wrap(SnapshotMaker, "_write", "scoring")
+    wrap(SnapshotWriter, "commit", "commit")
+    wrap(Curriculum, "_percentiles", "planning")
+    wrap(Curriculum, "_plan", "planning")
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), Path(sys.argv[2]))
