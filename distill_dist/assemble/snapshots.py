@@ -146,9 +146,9 @@ class SnapshotMaker:
         self._alone(
             functools.partial(writer.commit, entries_of(table), origin, keep=self.keep, in_use=in_use)
         )
-        _log.info(
-            "%s: %d rows scored in %.1f s", folder_name(number), len(self.labels), time.monotonic() - begin
-        )
+        seconds = time.monotonic() - begin
+        self.spent_s.append(seconds)
+        _log.info("%s: %d rows scored in %.1f s", folder_name(number), len(self.labels), seconds)
 
     def _write_block(
         self, writer: SnapshotWriter, block: int, fresh: Fresh | None, columns: Columns | None,

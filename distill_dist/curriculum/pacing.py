@@ -10,6 +10,8 @@ from functools import cached_property
 
 # Shares are fractions of 2**32, so that the last bits of a platform's exp and log change no cut.
 WHOLE = 1 << 32
+# A share that is such a fraction itself (b = ¼) may come out a few times 2**-53 below it: still the same cut.
+NOISE = 2.0**-16  # in units of 1 / WHOLE
 # Different pools of an epoch: each is one more class of difficulty for every shard to count.
 MAX_STAGES = 128
 
@@ -35,7 +37,7 @@ class Pacing:
 
     def cut(self, step: int) -> int:
         """g(t) in units of 1 / WHOLE, rounded down; the rows admitted are ``rows_of(cut, N)``."""
-        return max(1, math.floor(self.share(step) * WHOLE))
+        return max(1, math.floor(self.share(step) * WHOLE + NOISE))
 
     @cached_property
     def _formula(self) -> Callable[[int], float]:
@@ -61,7 +63,7 @@ _GROWTH: dict[str, Callable[[float], float]] = {
     "linear": lambda x: x,
     "quadratic": lambda x: x**2,
     "root": math.sqrt,
-    "step": math.floor,
+    "step": lambda x: math.floor(x + 2.0**-40),  # a·T comes out above the step that it means, e.g. 0.55 · 100
     "exponential": lambda x: math.expm1(10 * x) / math.expm1(10),
     "logarithmic": lambda x: 1 + 0.1 * math.log(x + math.exp(-10)),
 }

@@ -15,10 +15,10 @@ RESOLUTION = 1000
 
 
 def percentile_ranks(num_rows: int, threshold: float) -> list[int]:
-    """The ranks to select: edges of RESOLUTION equal parts, and the one above which rows lie over ``threshold``."""
+    """The ranks to select: edges of RESOLUTION equal parts, and the one from which rows lie above ``threshold``."""
     parts = min(RESOLUTION, num_rows)
     edges = {index * num_rows // parts for index in range(1, parts)}
-    gate = int(threshold * num_rows)
+    gate = int(threshold * num_rows + 0.5)  # a row of rank r stands at r + ½
     return sorted(edges | ({gate} if 0 < gate < num_rows else set()))
 
 
@@ -35,7 +35,7 @@ class Percentiles:
     def at(self, rows: np.ndarray) -> np.ndarray:
         """Percentiles float64 [n] of ``rows`` (int64 [n]): the middle of the part that holds the row, 1 is hardest.
 
-        Above a threshold θ lie exactly the rows of rank θN and more (ranks from 0, easiest first).
+        Above a threshold θ lie exactly the rows whose rank r (from 0, easiest first) has (r + ½) / N > θ.
         """
         confidence = self.confidence_at(rows)
         keys = score_keys(confidence, direction="easy_to_hard", unscored=self.unscored)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -100,7 +101,7 @@ class Strata:
         """``batch_size`` strata; any run of them in turn is spread over all difficulties."""
         self.batch_size = batch_size
         # golden steps: a batch that a pass's end cuts in two has about the pool's mix in both parts
-        step = _coprime_near(batch_size * 0.6180339887, batch_size)
+        step = _even_step(batch_size)
         self._turns = np.arange(batch_size, dtype=np.int64) * step % batch_size
         self._shifts = rows_at(np.arange(batch_size), batch_size, seed=seed, epoch=0)
 
@@ -111,26 +112,37 @@ class Strata:
         turn, slot = np.divmod(within, size)
         stratum = self._turns[slot]
         whole = turn < rounds
-        step = _coprime_near(rounds * 0.6180339887, rounds)
+        step = _even_step(rounds)
         # strata do not walk in step: where many are cut by a class's edge, their errors would add up
         shift = self._shifts[stratum] * (rounds // size + 1)
         inside = (turn + shift) % max(rounds, 1) * step % max(rounds, 1)
         places = stratum * length // size + inside
         if rest and not whole.all():
             # `length` leaves some strata one row more: those rows come last, in golden steps as well
-            number = slot * _coprime_near(rest * 0.6180339887, rest) % rest
+            number = slot * _even_step(rest) % rest
             longer = ((number + 1) * size - 1) // rest
             places = np.where(whole, places, longer * length // size + rounds)
         return np.asarray(places, np.int64)
 
 
-def _coprime_near(wanted: float, size: int) -> int:
-    """A number near ``wanted`` whose multiples visit all of [0, size)."""
-    for distance in range(size + 1):
-        for candidate in (int(wanted) + distance, int(wanted) - distance):
-            if candidate >= 1 and math.gcd(candidate, size) == 1:
-                return candidate
-    return 1
+@lru_cache(maxsize=1024)
+def _even_step(size: int) -> int:
+    """A number near the golden share of ``size`` whose multiples visit all of [0, size), any run of them evenly.
+
+    As even as Euclid's quotients of the two are small (Niederreiter, 1992, chapter 3): 5 at most for sizes below 5000.
+    """
+    near = int(size * 0.6180339887)
+    candidates = range(max(1, near - 64), near + 65)
+    found = (step for step in candidates if math.gcd(step, size) == 1)
+    return min(found, key=lambda step: (_largest_quotient(size, step), abs(step - near)), default=1)
+
+
+def _largest_quotient(larger: int, smaller: int) -> int:
+    found = 0
+    while smaller:
+        found = max(found, larger // smaller)
+        larger, smaller = smaller, larger % smaller
+    return found
 
 
 def draws_per_class(segments: Sequence[Segment]) -> np.ndarray:
