@@ -101,6 +101,19 @@ class Curriculum:
         """The snapshot's scores of ``rows``; None before the first."""
         return None if self.now.snapshot is None else self.now.snapshot.scores_at(rows)
 
+    def describe(self) -> dict[str, Any] | None:
+        """For summary.json; None where neither order nor reliance is any curriculum's."""
+        settings = self.config.curriculum
+        if not (has_curriculum(self.config) or reads_scores(self.config)):
+            return None
+        return {
+            "order": settings.order,
+            "pacing": settings.pacing if has_curriculum(self.config) else None,
+            "reliance": self.config.reliance.rule,
+            "snapshot": self.state_dict() or None,
+            "scoring_s": round(sum(self.maker.spent_s), 3),
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: which scores the open epoch was planned on."""
         snapshot = self.now.snapshot
@@ -144,10 +157,10 @@ class Curriculum:
             return None
         found = Snapshot.open(folder)
         origin = found.record.origin
-        if (origin.manifest, origin.step) != (self.maker.manifest, step):
+        if (origin.manifest, origin.run, origin.step) != (self.maker.manifest, self.maker.run, step):
             raise UserError(
-                f"{folder} is of step {origin.step} and of other rows or another schedule than this run's (its step is "
-                f"{step}): choose another run_dir, or remove that folder"
+                f"{folder} was made by a run of other rows or other settings than this one's: choose another run_dir, "
+                "or remove that folder"
             )
         return found
 

@@ -55,6 +55,7 @@ class Outcome:
     )  # {"step", "value"} of the best epoch so far; on student 0 "sha256" of its weights
     saved_step: int  # of the newest checkpoint, which this run wrote or goes on from; 0: none
     curriculum: Callable[[], dict[str, Any]]  # its state for a checkpoint; a collective
+    order: Callable[[], dict[str, Any] | None]  # what the summary says of the curriculum; None without one
     _teacher_logits: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def save(self, step: int) -> None:
@@ -123,6 +124,7 @@ class Outcome:
             "splits": scores,
             "throughput": self._throughput(),
             "alignment": self.alignment,
+            "curriculum": self.order(),
             "versions": versions(),
         }
         self._write(functools.partial(write_json, self.folder.summary, found), self.folder.summary)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -25,6 +27,11 @@ def run_identity(config: RunConfig, manifest_hash: str) -> dict[str, Any]:
         key: value for key, value in _flat(asdict(config), "") if key in _ORDERS or not key.startswith(_FREE)
     }
     return {**found, "prepared data": manifest_hash}
+
+
+def run_digest(identity: dict[str, Any]) -> str:
+    """sha256 of ``run_identity``: what a run's snapshots are signed with."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def check_identity(saved: dict[str, Any], now: dict[str, Any], *, checkpoint: str) -> None:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +40,14 @@ class SnapshotMaker:
     scoring: ScoringPass
     labels: np.ndarray  # int [rows]
     manifest: str  # hash of the rows
+    run: str  # digest of what determines this run
     measure: str
     smoothing: float
     keep: int
     with_teacher_loss: bool
     should_stop: Callable[[], bool]
     evaluating: Callable[[], AbstractContextManager[None]]
+    spent_s: list[float] = field(default_factory=list)  # per snapshot that this process helped to make
 
     def recover(self, plans: Path) -> None:
         """Put back or remove what a crash left of snapshots and of ``plans``, before either is looked for."""
@@ -142,6 +144,7 @@ class SnapshotMaker:
             smoothing=self.smoothing,
             manifest=self.manifest,
             parent="" if previous is None else previous.hash,
+            run=self.run,
         )
         self._alone(
             functools.partial(writer.commit, entries_of(table), origin, keep=self.keep, in_use=in_use)

@@ -306,6 +306,7 @@ def _outcome(
         best=loaded.best,
         saved_step=0 if loaded.resumed is None else int(loaded.resumed.progress["step"]),
         curriculum=curriculum_state,
+        order=curriculum.describe,
     )
 
 

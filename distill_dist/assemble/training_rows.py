@@ -11,6 +11,7 @@ import numpy as np
 from distill_dist.assemble.curriculum import Curriculum
 from distill_dist.assemble.loading import Loaded
 from distill_dist.assemble.place import Place
+from distill_dist.assemble.resume import run_digest
 from distill_dist.assemble.served_scores import ServedScores
 from distill_dist.assemble.snapshots import SnapshotMaker
 from distill_dist.comm.students import StudentGroup
@@ -113,6 +114,7 @@ def build_curriculum(
         scoring=scoring,
         labels=loaded.train.labels,
         manifest=loaded.identity["prepared data"],
+        run=run_digest(loaded.identity),
         measure=config.curriculum.measure,
         smoothing=config.curriculum.smoothing,
         keep=config.curriculum.keep_snapshots,

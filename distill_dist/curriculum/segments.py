@@ -76,8 +76,7 @@ def cut_segments(
             found.append(segment)
             taken = np.diff(segment.bounds)
             total += taken * repeats
-            if not fresh:
-                in_pass += taken
+            in_pass += taken
             start, left = segment.end, left - length * repeats
     return found
 
