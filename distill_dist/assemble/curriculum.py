@@ -155,6 +155,15 @@ class Curriculum:
         folder = self.maker.root / folder_name(number)
         if self.group.agree(int(not (folder / "snapshot.json").is_file())):
             return None
+        found, failed = None, None
+        try:
+            found = self._open(folder, step)
+        except UserError as error:
+            failed = error
+        self.maker.agree_on(failed)
+        return found
+
+    def _open(self, folder: Path, step: int) -> Snapshot:
         found = Snapshot.open(folder)
         origin = found.record.origin
         if (origin.manifest, origin.run, origin.step) != (self.maker.manifest, self.maker.run, step):
@@ -162,6 +171,9 @@ class Curriculum:
                 f"{folder} was made by a run of other rows or other settings than this one's: choose another run_dir, "
                 "or remove that folder"
             )
+        # a damaged score is told here, where all can agree on it, and not inside a sum that others wait in
+        for block in range(self.group.rank, found.num_blocks, self.group.size):
+            found.scores(block)
         return found
 
     def _check_pinned(self, found: Snapshot) -> None:

@@ -172,17 +172,17 @@ class SnapshotMaker:
                 work()
             except (UserError, OSError) as error:
                 failed = error
-        self._agree_on(failed)
+        self.agree_on(failed)
 
     def _go_on(self, number: int, failed: Exception | None) -> None:
         """Between two blocks: all go on, or all end for the same reason."""
-        if self._agree_on(failed, stop=self.should_stop()):
+        if self.agree_on(failed, stop=self.should_stop()):
             raise Interrupted(
                 f"stopped by a signal while {folder_name(number)} was made; the same command goes on from the last "
                 "checkpoint and makes it again"
             )
 
-    def _agree_on(self, failed: Exception | None, *, stop: bool = False) -> bool:
+    def agree_on(self, failed: Exception | None, *, stop: bool = False) -> bool:
         """Whether any student was told to stop. Raises, on all students, what failed on any."""
         word = int(stop) if failed is None else 2 if isinstance(failed, OSError) else 3
         agreed = self.group.agree(word)

@@ -6,6 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from distill_dist.curriculum.hashing import GOLDEN, MASK, mix, mix_integer
+
 Direction = Literal["easy_to_hard", "hard_to_easy"]
 Unscored = Literal["hardest", "easiest"]
 
@@ -15,9 +17,6 @@ FIRST, LAST = 0, 0xFFFFFFFE  # keys of rows without a score: before, or behind, 
 
 _CENTRE = np.uint32(0x80000000)  # key of 0.0
 _INFINITY = 0x7F800000  # bits of +inf; above it are NaNs
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64's finaliser (Stafford's variant 13)
 
 
 def score_keys(
@@ -54,21 +53,6 @@ def row_hashes(rows: np.ndarray, seed: int) -> np.ndarray:
     The row-th output of a splitmix64 that is seeded with the first output of a splitmix64 of ``seed``.
     """
     hashes = rows.astype(np.uint64)
-    hashes *= np.uint64(_GOLDEN)
-    hashes += np.uint64((_mix_integer(seed + _GOLDEN) + _GOLDEN) & _MASK)
-    shifted = np.empty_like(hashes)
-    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
-        np.right_shift(hashes, np.uint64(shift), out=shifted)
-        hashes ^= shifted
-        hashes *= np.uint64(multiplier)
-    np.right_shift(hashes, np.uint64(31), out=shifted)
-    hashes ^= shifted
-    return hashes
-
-
-def _mix_integer(value: int) -> int:
-    """splitmix64's finaliser of one Python integer: seeds that differ by one give unrelated states."""
-    value &= _MASK
-    value = ((value ^ (value >> 30)) * _MULTIPLIERS[0]) & _MASK
-    value = ((value ^ (value >> 27)) * _MULTIPLIERS[1]) & _MASK
-    return value ^ (value >> 31)
+    hashes *= np.uint64(GOLDEN)
+    hashes += np.uint64((mix_integer(seed + GOLDEN) + GOLDEN) & MASK)
+    return mix(hashes)

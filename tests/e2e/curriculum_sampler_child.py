@@ -305,6 +305,7 @@ def maker(root: Path, split: Any, network: Network) -> Any:
         scoring=SimpleNamespace(split=split, logits_NC=logits_NC),  # type: ignore[arg-type]
         labels=split.labels,
         manifest="",
+        run="",
         measure="true_probability",
         smoothing=0.5,
         keep=2,
