@@ -4,6 +4,7 @@ config.yaml  deepspeed.json  versions.json   what ran
 state.json                                   the verdict, since launchers lose exit codes
 logs/rank-00002.log                          one per process
 checkpoints/  tensorboard/  trace-*.jsonl    while it runs
+snapshots/  plans/  served/                  of the curriculum: scores, the epoch's order, the score logs
 model/                                       the best epoch as a Hugging Face folder
 summary.json                                 the result
 .lock                                        host and process of the run that is under way
@@ -54,6 +55,9 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.model = path / "model"
+        self.snapshots = path / "snapshots"
+        self.plans = path / "plans"
+        self.served = path / "served"
         self.summary = path / "summary.json"
 
     def claim(self) -> None:

@@ -92,7 +92,7 @@ def gradients(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _rows(text: str) -> int:
+def num_rows(text: str) -> int:
     """1e8 -> 100000000; argparse shows the ValueError of anything else as the option's error."""
     rows = float(text)
     if rows < 1 or not rows.is_integer():
@@ -104,7 +104,7 @@ def add_curriculum_flags(parser: argparse.ArgumentParser) -> None:
     """Options of `curriculum`."""
     parser.add_argument(
         "--rows",
-        type=_rows,
+        type=num_rows,
         nargs="+",
         metavar="N",
         help="sizes (default: 1e7 1e8 1e9; those that memory or disk is too small for are left out, which is said)",

@@ -12,6 +12,7 @@ from distill_dist.assemble.curriculum import Curriculum
 from distill_dist.assemble.loading import Loaded
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.resume import run_digest
+from distill_dist.assemble.scores_of_run import ScoresOfRun
 from distill_dist.assemble.served_scores import ServedScores
 from distill_dist.assemble.snapshots import SnapshotMaker
 from distill_dist.comm.students import StudentGroup
@@ -109,7 +110,7 @@ def build_curriculum(
         ahead=config.teacher.prefetch,
     )
     maker = SnapshotMaker(
-        root=folder.path / "snapshots",
+        root=folder.snapshots,
         group=group,
         scoring=scoring,
         labels=loaded.train.labels,
@@ -128,13 +129,17 @@ def build_curriculum(
         groups=_groups(config, loaded),
         group=group,
         folder=folder,
-        maker=maker,
-        student=student,
-        teacher=teacher,
+        scores=ScoresOfRun(
+            config=config,
+            maker=maker,
+            student=student,
+            teacher=teacher,
+            steps_per_epoch=loader.steps_per_epoch,
+            logs=lambda: [] if served is None else served.paths,
+            pinned=saved.get("snapshot"),
+        ),
         steps_per_epoch=loader.steps_per_epoch,
         total_steps=config.train.epochs * loader.steps_per_epoch,
-        logs=lambda: [] if served is None else served.paths,
-        pinned=saved.get("snapshot"),
     )
 
 
@@ -145,7 +150,7 @@ def served_scores(
     if config.curriculum.score != "served" or not reads_scores(config):
         return None
     return ServedScores(
-        folder.path / "served",
+        folder.served,
         group,
         measure=config.curriculum.measure,
         lengths=_saved(loaded).get("served", {}),

@@ -134,19 +134,20 @@ def composition(*, snapshot: str, batches: list[int], num_batches: int, seed: in
     for batch in batches:
         spec = replace(paced_spec(ranked.num_rows, batch, seed), stages=(Stage(0, WHOLE),))
         orders = {"exact": build_plan(spec, ranked).rows_at, "uniform": lambda at: random.rows_at(EPOCH, at)}
-        found[str(batch)] = {
-            name: _deviation(rows_at, scores, batch, num_batches) for name, rows_at in orders.items()
-        }
+        means = {name: _batch_means(rows_at, scores, batch, num_batches) for name, rows_at in orders.items()}
+        deviations = {name: float(each.std(ddof=1)) for name, each in means.items()}
+        found[str(batch)] = deviations | {f"{name}_mean": float(each.mean()) for name, each in means.items()}
     return found
 
 
-def _deviation(
+def _batch_means(
     rows_at: Callable[[np.ndarray], np.ndarray], scores: np.ndarray, batch: int, num_batches: int
-) -> float:
+) -> np.ndarray:
     whole = len(scores) // batch  # the last, smaller batch is left out
     steps = np.linspace(0, whole, min(num_batches, whole), endpoint=False, dtype=np.int64)
     positions = steps[:, None] * batch + np.arange(batch)
-    return float(scores[rows_at(positions)].mean(axis=1).std(ddof=1))
+    found: np.ndarray = scores[rows_at(positions)].mean(axis=1)
+    return found
 
 
 if __name__ == "__main__":

@@ -62,6 +62,9 @@ def _reliance(config: RunConfig) -> Iterator[str]:
     if config.curriculum.source == "file" and reliance.rule in ("bell", "weighted"):
         text = "reads probabilities, which curriculum.source: file does not have; take gate or ramp"
         yield describe_problem(config, "reliance.rule", text)
+    if config.curriculum.score == "served" and reliance.rule == "weighted":
+        text = "weighs by the teacher's loss, which only a pass asks for; take curriculum.score: pass"
+        yield describe_problem(config, "reliance.rule", text)
     if reliance.scale_alignment and not (is_gradient_method(config.method) or matches_states(config.method)):
         text = f"method {config.method} matches neither states nor gradients"
         yield describe_problem(config, "reliance.scale_alignment", text)

@@ -82,6 +82,8 @@ def test_exact_quotas_make_batches_more_even(snapshot: Path) -> None:
         # of a batch drawn uniformly; the deviation of 100 (or 125) batches is known to 7 %
         assert each["uniform"] == pytest.approx(scores.std() / int(batch) ** 0.5, rel=0.3)
         assert each["exact"] < each["uniform"] / 3
+        # everything is admitted: 100 batches of exact quotas have the mean of all rows
+        assert each["exact_mean"] == pytest.approx(scores.mean(), abs=0.01)
 
 
 def hold(size: int) -> None:

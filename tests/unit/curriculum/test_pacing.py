@@ -42,7 +42,9 @@ class Noisy(Pacing):
 
 
 @pytest.mark.parametrize("kind", METHOD)
-@pytest.mark.parametrize(("total", "a", "b"), [(1000, 0.8, None), (640, 0.25, 0.5), (7, 1.0, 0.01), (900, 1.5, 0.3)])
+@pytest.mark.parametrize(
+    ("total", "a", "b"), [(1000, 0.8, None), (640, 0.25, 0.5), (7, 1.0, 0.01), (900, 1.5, 0.3)]
+)
 def test_shares_are_those_of_the_method(kind: str, total: int, a: float, b: float | None) -> None:
     b = b if b is not None else STARTS.get(kind, 0.2)
     pacing = Pacing(kind, total, start=b, full_at=a)

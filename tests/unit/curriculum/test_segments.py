@@ -170,17 +170,18 @@ def test_without_it_draws_go_by_the_pools_proportions() -> None:
 
 @pytest.mark.parametrize("once_per_pass", [True, False])
 def test_a_small_class_gets_its_share_over_many_segments(once_per_pass: bool) -> None:
-    """3 of 1000 rows, ten at a time: 0.03 a segment, always rounded down with a phase that stays."""
-    rows, classes = np.array([400, 3, 597]), 3
+    """30 of 1000 rows, ten at a time: 0.3 a segment, always rounded down with a phase that stays."""
+    rows, segments = np.array([400, 30, 570]), 300
     total = np.zeros(3, np.int64)
-    for epoch in range(2000):
-        (segment,) = drawn(rows, [Draws(10, classes)], once_per_pass=once_per_pass, epoch=epoch)  # type: ignore[arg-type]
+    for epoch in range(segments):
+        (segment,) = cut_segments(rows, [Draws(10, 3)], once_per_pass=once_per_pass, seed=3, epoch=epoch)
         total += np.diff(segment.bounds)
-    # 2000 draws of probability 0.03: 60 ± 5 deviations of 7.6; the others' are smaller (0 or 1 more a segment)
-    assert np.abs(total - [8000, 60, 11_940]).max() < 5 * math.sqrt(2000) / 2
-    assert abs(int(total[1]) - 60) < 38
-    many = drawn(rows, [Draws(10, classes)] * 2000, once_per_pass=False)
-    assert abs(int(draws_per_class(many)[1]) - 60) < 38
+    many = draws_per_class(drawn(rows, [Draws(10, 3)] * segments, once_per_pass=False))
+    for found in (total, many):
+        # 300 draws of 0 or 1 at probability 0.3: 90 ± 5 deviations of √(300 · 0.3 · 0.7) = 7.9
+        assert abs(int(found[1]) - 90) < 40
+        assert abs(int(found[0]) - 1200) < 40
+        assert found.sum() == 3000
 
 
 def test_shares_of_billions_of_rows_do_not_overflow() -> None:

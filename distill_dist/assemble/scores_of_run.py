@@ -1,0 +1,134 @@
+"""Which snapshot of scores an epoch is planned on: found, or made when it is due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill_dist.assemble.snapshots import SnapshotMaker
+from distill_dist.config.methods import reads_scores
+from distill_dist.config.schema import RunConfig
+from distill_dist.curriculum.score_file import scores_from_file
+from distill_dist.curriculum.snapshot import Snapshot
+from distill_dist.curriculum.snapshot_record import folder_name
+from distill_dist.errors import UserError
+from distill_dist.evaluation.split import SignalSource
+
+
+@dataclass(frozen=True)
+class ScoresOfRun:
+    """Every method is a collective of all students.
+
+    Snapshot e is taken of the student after e epochs; number 0 is its teacher's, or a file's.
+    """
+
+    config: RunConfig
+    maker: SnapshotMaker
+    student: SignalSource
+    teacher: SignalSource | None
+    steps_per_epoch: int
+    logs: Callable[[], list[Path]]  # the score logs of `curriculum.score: served`
+    pinned: dict[str, Any] | None  # the checkpoint's {"number", "hash"}: what its epoch was planned on
+
+    def _number_of(self, epoch: int) -> int | None:
+        """The snapshot that an epoch is planned on; None: it has none."""
+        if not reads_scores(self.config):
+            return None
+        if self.config.curriculum.source != "student":
+            return 0
+        if self.config.curriculum.order == "frozen":
+            epoch = min(epoch, 1)
+        return epoch or None
+
+    def of_epoch(self, epoch: int, done: int) -> Snapshot | None:
+        """The scores that ``epoch`` is planned on, made now where they are due; None: nothing is known yet.
+
+        ``done`` is the step that the run stands at. Raises UserError, Interrupted.
+        """
+        number = self._number_of(epoch)
+        if number is None:
+            return None
+        step = number * self.steps_per_epoch
+        found = self._find(number, step)
+        if found is None:
+            if done != step and number:
+                raise UserError(
+                    f"{self.maker.root / folder_name(number)} is gone, and epoch {epoch} of the checkpoint at step "
+                    f"{done} was planned on it: put a copy in its place, or remove the checkpoints after step {step} "
+                    "and go on from there"
+                )
+            self._make(number, step)
+            found = self._find(number, step)
+            assert found is not None
+        self._check_pinned(found)
+        return found
+
+    def _find(self, number: int, step: int) -> Snapshot | None:
+        """The snapshot if it is there and of this run's rows; all students find the same."""
+        folder = self.maker.root / folder_name(number)
+        if self.maker.group.agree(int(not (folder / "snapshot.json").is_file())):
+            return None
+        found, failed = None, None
+        try:
+            found = self._open(folder, step)
+        except UserError as error:
+            failed = error
+        self.maker.agree_on(failed)
+        return found
+
+    def _open(self, folder: Path, step: int) -> Snapshot:
+        found = Snapshot.open(folder)
+        origin = found.record.origin
+        if (origin.manifest, origin.run, origin.step) != (self.maker.manifest, self.maker.run, step):
+            raise UserError(
+                f"{folder} was made by a run of other rows or other settings than this one's: choose another run_dir, "
+                "or remove that folder"
+            )
+        # a damaged score is told here, where all can agree on it, and not inside a sum that others wait in
+        for block in range(self.maker.group.rank, found.num_blocks, self.maker.group.size):
+            found.scores(block)
+        return found
+
+    def _check_pinned(self, found: Snapshot) -> None:
+        pinned = self.pinned
+        if pinned and pinned["number"] == found.record.number and pinned["hash"] != found.hash:
+            raise UserError(
+                f"{found.folder} is not the snapshot that the checkpoint's epoch was planned on (its hash is "
+                f"{found.hash[:12]}, not {pinned['hash'][:12]}): put that one back, or remove the checkpoints after "
+                f"step {found.record.origin.step} to go on from there with this one"
+            )
+
+    def _make(self, number: int, step: int) -> None:
+        curriculum = self.config.curriculum
+        if curriculum.source == "file":
+            confidence = scores_from_file(Path(curriculum.file), len(self.maker.labels))
+            self.maker.from_file(number, confidence=confidence)
+            return
+        if curriculum.source == "teacher":
+            assert self.teacher is not None
+            self.maker.from_teacher(number, teacher=self.teacher)
+            return
+        previous = self._before(number, step)
+        in_use = frozenset() if previous is None else {previous.name}
+        if curriculum.score == "served":
+            steps = (step - self.steps_per_epoch, step)
+            self.maker.from_served(number, self.logs(), steps=steps, previous=previous, in_use=in_use)
+            return
+        teacher = self.teacher if previous is None else None  # its losses do not change
+        self.maker.from_model(
+            number, step=step, student=self.student, teacher=teacher, previous=previous, in_use=in_use
+        )
+
+    def _before(self, number: int, step: int) -> Snapshot | None:
+        """The snapshot that number ``number`` continues; None for the first."""
+        if number == 1:
+            return None
+        previous = self._find(number - 1, step - self.steps_per_epoch)
+        if previous is None:
+            raise UserError(
+                f"{self.maker.root / folder_name(number - 1)} is gone, and {folder_name(number)} continues "
+                "its averages: put a copy in its place, or start again in another run_dir"
+            )
+        return previous
