@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from distill_dist.curriculum.pacing import Pacing, stages_of_epoch
 from distill_dist.curriculum.plan import MOST_CLASSES, Plan, PlanSpec, Ranked, build_plan, load_plan
 from distill_dist.curriculum.snapshot import Snapshot
 from distill_dist.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def plan_spec(
@@ -82,6 +85,11 @@ def make_plan(
 
     ``scored_by`` names the rows and their scores.
     """
+    if 2 * ranked.num_rows > memory_bytes:
+        _log.warning(
+            "the order inside shards takes %d MiB and curriculum.memory_mib is %d: shards will be sorted again and "
+            "again; raise it where there is memory", 2 * ranked.num_rows >> 20, memory_bytes >> 20,
+        )  # fmt: skip
     path = folder / f"plan-{spec.epoch:05d}.npz"
     key = hashlib.sha256(json.dumps([repr(spec), scored_by]).encode()).hexdigest()
     plan = load_plan(path, key, spec, ranked, memory_bytes=memory_bytes)

@@ -26,7 +26,11 @@ from typing import Any, Self
 import numpy as np
 
 PHASES = ("starting", "scoring", "commit", "planning", "batches", "checkpoint")
-MODES = ("pass", "served")
+MODES: dict[str, list[str]] = {
+    "pass": [],
+    "served": ["curriculum.score=served"],
+}
+"""Name -> what differs."""
 EPOCHS, BATCH, CHECKPOINT_EVERY = 4, 8, 5
 LIMIT_S = 60.0
 
@@ -221,6 +225,7 @@ class Run:
         """At the newest checkpoint of ``folder``."""
         from distill_dist import checkpoint
         from distill_dist.assemble.curriculum import Curriculum
+        from distill_dist.assemble.scores_of_run import ScoresOfRun
         from distill_dist.assemble.served_scores import ServedScores
         from distill_dist.config.load import load_config
         from distill_dist.data.loader import StepLoader
@@ -233,9 +238,9 @@ class Run:
         progress: dict[str, Any] = {"step": 0, "curriculum": {}} if saved is None else saved.progress
         network = Network(0 if saved is None else int(saved.tensors["state"][0]))
         served = None
-        if mode == "served":
+        if config.curriculum.score == "served":
             served = ServedScores(
-                folder.path / "served",
+                folder.served,
                 Alone(),  # type: ignore[arg-type]
                 measure="true_probability",
                 lengths=progress["curriculum"].get("served", {}),
@@ -248,13 +253,17 @@ class Run:
             groups=None,
             group=Alone(),  # type: ignore[arg-type]
             folder=folder,
-            maker=maker(folder.path / "snapshots", split, network),
-            student=None,  # type: ignore[arg-type]
-            teacher=None,
+            scores=ScoresOfRun(
+                config=config,
+                maker=maker(folder.snapshots, split, network),
+                student=None,  # type: ignore[arg-type]
+                teacher=None,
+                steps_per_epoch=per_epoch,
+                logs=lambda: [] if served is None else served.paths,
+                pinned=progress["curriculum"].get("snapshot"),
+            ),
             steps_per_epoch=per_epoch,
             total_steps=EPOCHS * per_epoch,
-            logs=lambda: [] if served is None else served.paths,
-            pinned=progress["curriculum"].get("snapshot"),
         )
         loader = StepLoader(
             split=split, rows_at=curriculum.rows_at, rank=0, size=1, seed=config.seed, batch_size=BATCH, window=4,
@@ -285,8 +294,8 @@ def settings(prepared: Path, run_dir: Path, mode: str) -> list[str]:
     return [
         "method=kd", f"run_dir={run_dir}", "data.source=synthetic_nli", f"data.prepared={prepared}",
         "data.max_length=64", "student.path=unread", "teacher.path=unread", "curriculum.order=easy_to_hard",
-        f"curriculum.score={mode}", "curriculum.keep_snapshots=2", "reliance.rule=ramp", f"batch.size={BATCH}",
-        f"train.epochs={EPOCHS}",
+        "curriculum.keep_snapshots=2", "reliance.rule=ramp", f"batch.size={BATCH}", f"train.epochs={EPOCHS}",
+        *MODES[mode],
     ]  # fmt: skip
 
 
@@ -317,11 +326,11 @@ def maker(root: Path, split: Any, network: Network) -> Any:
 
 def show_phases(phase: mmap.mmap) -> None:
     """Say which of them the run is in: the functions that begin one are wrapped."""
-    from distill_dist.assemble.curriculum import Curriculum
+    from distill_dist.assemble import curriculum
     from distill_dist.assemble.snapshots import SnapshotMaker
     from distill_dist.curriculum.snapshot_writer import SnapshotWriter
 
-    def wrap(owner: type, name: str, shown: str) -> None:
+    def wrap(owner: Any, name: str, shown: str) -> None:
         inner: Callable[..., Any] = getattr(owner, name)
 
         def outer(*args: Any, **more: Any) -> Any:
@@ -332,8 +341,8 @@ def show_phases(phase: mmap.mmap) -> None:
 
     wrap(SnapshotMaker, "_write", "scoring")
     wrap(SnapshotWriter, "commit", "commit")
-    wrap(Curriculum, "_percentiles", "planning")
-    wrap(Curriculum, "_plan", "planning")
+    wrap(curriculum, "make_percentiles", "planning")
+    wrap(curriculum, "make_plan", "planning")
 
 
 if __name__ == "__main__":

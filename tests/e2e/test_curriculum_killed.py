@@ -210,11 +210,12 @@ def test_samplers_killed_at_random_moments(shards: Path, tmp_path: Path) -> None
         assert references["pass"]["trace"] != references["served"]["trace"]
         number = 0
         while moments.total() < CHILD_KILLS:
-            mode, run_dir = MODES[number % len(MODES)], tmp_path / f"killed-{number}"
+            mode, run_dir = list(MODES)[number % len(MODES)], tmp_path / f"killed-{number}"
             for _ in range(chance.randint(1, 12)):  # lives of one run, before it may end
                 if moments.total() == CHILD_KILLS:
                     break
-                wanted, later = chance.choice(PHASES), chance.uniform(0, 1) ** 3 * 0.3
+                wanted = chance.choice(PHASES)
+                later = chance.uniform(0, 0.02 if wanted in ("scoring", "commit") else 0.2)
                 phase = sampler.kill(run_dir, mode, wanted=wanted, later_s=later)
                 if phase is None:
                     break
