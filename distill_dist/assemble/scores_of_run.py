@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distill_dist.assemble.snapshots import SnapshotMaker
 from distill_dist.config.methods import reads_scores
 from distill_dist.config.schema import RunConfig
@@ -45,7 +47,7 @@ class ScoresOfRun:
     def of_epoch(self, epoch: int, done: int) -> Snapshot | None:
         """The scores that ``epoch`` is planned on, made now where they are due; None: nothing is known yet.
 
-        ``done`` is the step that the run stands at. Raises UserError, Interrupted.
+        ``done`` is the step that the run stands at. Raises UserError, Interrupted, the same on all students.
         """
         number = self._number_of(epoch)
         if number is None:
@@ -54,7 +56,7 @@ class ScoresOfRun:
         found = self._find(number, step)
         if found is None:
             if done != step and number:
-                raise UserError(
+                self._refuse(
                     f"{self.maker.root / folder_name(number)} is gone, and epoch {epoch} of the checkpoint at step "
                     f"{done} was planned on it: put a copy in its place, or remove the checkpoints after step {step} "
                     "and go on from there"
@@ -94,7 +96,7 @@ class ScoresOfRun:
     def _check_pinned(self, found: Snapshot) -> None:
         pinned = self.pinned
         if pinned and pinned["number"] == found.record.number and pinned["hash"] != found.hash:
-            raise UserError(
+            self._refuse(
                 f"{found.folder} is not the snapshot that the checkpoint's epoch was planned on (its hash is "
                 f"{found.hash[:12]}, not {pinned['hash'][:12]}): put that one back, or remove the checkpoints after "
                 f"step {found.record.origin.step} to go on from there with this one"
@@ -103,8 +105,7 @@ class ScoresOfRun:
     def _make(self, number: int, step: int) -> None:
         curriculum = self.config.curriculum
         if curriculum.source == "file":
-            confidence = scores_from_file(Path(curriculum.file), len(self.maker.labels))
-            self.maker.from_file(number, confidence=confidence)
+            self.maker.from_file(number, confidence=self._from_file())
             return
         if curriculum.source == "teacher":
             assert self.teacher is not None
@@ -121,13 +122,26 @@ class ScoresOfRun:
             number, step=step, student=self.student, teacher=teacher, previous=previous, in_use=in_use
         )
 
+    def _from_file(self) -> np.ndarray:
+        confidence, failed = np.empty(0, np.float32), None
+        try:
+            confidence = scores_from_file(Path(self.config.curriculum.file), len(self.maker.labels))
+        except UserError as error:  # perhaps on one host alone
+            failed = error
+        self.maker.agree_on(failed)
+        return confidence
+
+    def _refuse(self, reason: str) -> None:
+        """Raise what all students found alike; one of them says it."""
+        self.maker.agree_on(UserError(reason))
+
     def _before(self, number: int, step: int) -> Snapshot | None:
         """The snapshot that number ``number`` continues; None for the first."""
         if number == 1:
             return None
         previous = self._find(number - 1, step - self.steps_per_epoch)
         if previous is None:
-            raise UserError(
+            self._refuse(
                 f"{self.maker.root / folder_name(number - 1)} is gone, and {folder_name(number)} continues "
                 "its averages: put a copy in its place, or start again in another run_dir"
             )

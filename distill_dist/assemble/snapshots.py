@@ -183,16 +183,21 @@ class SnapshotMaker:
             )
 
     def agree_on(self, failed: Exception | None, *, stop: bool = False) -> bool:
-        """Whether any student was told to stop. Raises, on all students, what failed on any."""
-        word = int(stop) if failed is None else 2 if isinstance(failed, OSError) else 3
+        """Whether any student was told to stop. Raises, on all students, what failed on any; one of them says it."""
+        first = self.group.size - self.group.rank  # larger on the earlier student
+        word = int(stop) if failed is None else 2 if isinstance(failed, OSError) else 2 + first
         agreed = self.group.agree(word)
         if agreed == 2:
             reason = "another student says why" if failed is None else str(failed)
             raise Interrupted(
                 f"{self.root} cannot be written ({reason}): make room; the same command then goes on"
             )
-        if agreed == 3:
-            raise failed or UserError(f"{self.root}: another student says what is wrong")
+        if agreed > 2:
+            error = (
+                failed if isinstance(failed, UserError) else UserError("another student says what is wrong")
+            )
+            error.said = word != agreed
+            raise error
         return agreed == 1
 
     def _rows_of(self, block: int) -> slice:

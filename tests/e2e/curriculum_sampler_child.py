@@ -1,9 +1,9 @@
 """Runs with everything of a curriculum's but the network and its siblings, to be killed: test_curriculum_killed.py.
 
 The process ``python curriculum_sampler_child.py PREPARED SHOWN`` imports once and forks a run for every line
-`RUN_DIR MODE` on stdin; it prints the run's process, and how it ended. The file SHOWN has one byte: the place in PHASES
-of what the run is at. What stands for the network is a number that every row which was trained on goes into, and
-from which every score comes: one row out of order changes all that follows.
+`RUN_DIR<tab>MODE<tab>SETTING…` on stdin; it prints the run's process, and how it ended. The file SHOWN has one byte:
+the place in PHASES of what the run is at. What stands for the network is a number that every row which was trained
+on goes into, and from which every score comes: one row out of order changes all that follows.
 """
 
 from __future__ import annotations
@@ -29,9 +29,36 @@ PHASES = ("starting", "scoring", "commit", "planning", "batches", "checkpoint")
 MODES: dict[str, list[str]] = {
     "pass": [],
     "served": ["curriculum.score=served"],
+    "windows": ["data.window_shards=2"],
+    "plain": ["curriculum.order=none", "reliance.rule=constant"],
+    "plain in windows": ["curriculum.order=none", "reliance.rule=constant", "data.window_shards=2"],
+    "hard to easy": ["curriculum.order=hard_to_easy"],
+    "random": ["curriculum.order=random"],
+    "frozen": ["curriculum.order=frozen"],
+    "by label": ["curriculum.stratify=label"],
+    "weighted": ["reliance.rule=weighted", "reliance.control=mean_matched"],
+    "bell": ["reliance.rule=bell", "reliance.control=permuted"],
+    "repeating": ["curriculum.once_per_pass=false"],
+    **{
+        name: [f"curriculum.pacing={name}"]
+        for name in (
+            "none",
+            "quadratic",
+            "root",
+            "step",
+            "exponential",
+            "logarithmic",
+            "competence",
+            "fixed_exponential",
+        )
+    },
 }
-"""Name -> what differs."""
+"""Name -> what differs from KD-CL-SR with linear pacing."""
 EPOCHS, BATCH, CHECKPOINT_EVERY = 4, 8, 5
+SHARED = (
+    "curriculum.order=easy_to_hard", "curriculum.keep_snapshots=2", f"batch.size={BATCH}", "batch.length_window=4",
+    f"train.epochs={EPOCHS}",
+)  # fmt: skip
 LIMIT_S = 60.0
 
 
@@ -69,10 +96,10 @@ class Sampler:
         self._phase.close()
         self._shown.close()
 
-    def run(self, run_dir: Path, mode: str) -> int:
-        """Run to the end; its exit code."""
-        self._start(run_dir, mode)
-        return self._ended()
+    def run(self, run_dir: Path, mode: str, *more: str) -> int:
+        """Run to the end; its exit code. ``more`` is further configuration."""
+        self._start(run_dir, mode, *more)
+        return self._answer()
 
     def kill(self, run_dir: Path, mode: str, *, wanted: str, later_s: float) -> str | None:
         """SIGKILL ``later_s`` after it was first at ``wanted``; what it was at. None where it ended before."""
@@ -83,16 +110,13 @@ class Sampler:
         time.sleep(later_s)
         with contextlib.suppress(ProcessLookupError):  # it may have ended
             os.kill(process, signal.SIGKILL)
-        code = self._ended()
+        code = self._answer()
         assert code in (0, -signal.SIGKILL), code
         return None if code == 0 else PHASES[self._phase[0]]
 
-    def _start(self, run_dir: Path, mode: str) -> int:
+    def _start(self, run_dir: Path, mode: str, *more: str) -> int:
         assert self._process.stdin is not None
-        print(run_dir, mode, file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _ended(self) -> int:
+        print(run_dir, mode, *more, sep="\t", file=self._process.stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> int:
@@ -153,13 +177,13 @@ def serve(prepared: Path, shown: Path) -> None:
         phase = mmap.mmap(file.fileno(), 1)
     import_all()
     for line in sys.stdin:
-        run_dir, mode = line.split()
+        run_dir, mode, *more = line.rstrip("\n").split("\t")
         phase[0] = 0
         process = os.fork()
         if process == 0:
             code = 1
             try:
-                train(prepared, Path(run_dir), mode, phase)
+                train(prepared, Path(run_dir), [*MODES[mode], *more], phase)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -176,7 +200,7 @@ def import_all() -> None:
     import distill_dist.checkpoint  # noqa: F401
 
 
-def train(prepared: Path, run_dir: Path, mode: str, phase: mmap.mmap) -> None:
+def train(prepared: Path, run_dir: Path, changed: list[str], phase: mmap.mmap) -> None:
     """One life of a run, from its newest checkpoint to its end."""
     import torch
 
@@ -184,16 +208,15 @@ def train(prepared: Path, run_dir: Path, mode: str, phase: mmap.mmap) -> None:
     from distill_dist.run_folder import RunFolder
     from distill_dist.trace import Trace
 
-    run = Run.begin(prepared, RunFolder(run_dir), mode, phase)
+    run = Run.begin(prepared, RunFolder(run_dir), changed, phase)
     written = Trace(run_dir / "trace-00000.jsonl", first_step=run.start)
     previous, stream = run.start, iter(())
     per_epoch = run.curriculum.steps_per_epoch
     for done in range(run.start, EPOCHS * per_epoch):
         if done == run.start or done % per_epoch == 0:
-            run.curriculum.open_epoch(done)
-            stream = run.loader.steps(start_step=done, epochs=EPOCHS)
+            stream = run.epochs.open(done)
         phase[0] = PHASES.index("batches")
-        step = next(stream)
+        step, _ = next(stream)
         run.take(step)
         written(step, [])
         if (done + 1) % CHECKPOINT_EVERY == 0 or (done + 1) % per_epoch == 0:
@@ -208,6 +231,9 @@ def train(prepared: Path, run_dir: Path, mode: str, phase: mmap.mmap) -> None:
             )
             previous = done + 1
     run.curriculum.finish(EPOCHS * per_epoch)
+    if run.epochs.windowed is not None:
+        (run_dir / "fetches").write_text(str(run.epochs.windowed.fetches), encoding="utf-8")
+        run.epochs.windowed.close()
 
 
 @dataclass
@@ -216,24 +242,26 @@ class Run:
 
     network: Network
     curriculum: Any
-    loader: Any
+    epochs: Any
     served: Any
     start: int
 
     @classmethod
-    def begin(cls, prepared: Path, folder: Any, mode: str, phase: mmap.mmap) -> Self:
+    def begin(cls, prepared: Path, folder: Any, changed: list[str], phase: mmap.mmap) -> Self:
         """At the newest checkpoint of ``folder``."""
         from distill_dist import checkpoint
         from distill_dist.assemble.curriculum import Curriculum
+        from distill_dist.assemble.epochs import Epochs
         from distill_dist.assemble.scores_of_run import ScoresOfRun
         from distill_dist.assemble.served_scores import ServedScores
         from distill_dist.config.load import load_config
         from distill_dist.data.loader import StepLoader
         from distill_dist.data.shards import open_split
+        from distill_dist.data.window_reader import WindowedSplit
 
         folder.claim()
         show_phases(phase)
-        config = load_config(None, settings(prepared, folder.path, mode))
+        config = load_config(None, settings(prepared, folder.path, changed))
         split, saved = open_split(prepared, "train"), checkpoint.newest(folder.checkpoints)
         progress: dict[str, Any] = {"step": 0, "curriculum": {}} if saved is None else saved.progress
         network = Network(0 if saved is None else int(saved.tensors["state"][0]))
@@ -250,7 +278,7 @@ class Run:
         curriculum = Curriculum(
             config=config,
             split=split,
-            groups=None,
+            groups=split.labels if config.curriculum.stratify == "label" else None,
             group=Alone(),  # type: ignore[arg-type]
             folder=folder,
             scores=ScoresOfRun(
@@ -265,11 +293,16 @@ class Run:
             steps_per_epoch=per_epoch,
             total_steps=EPOCHS * per_epoch,
         )
+        windowed = WindowedSplit(split) if config.data.window_shards else None
         loader = StepLoader(
-            split=split, rows_at=curriculum.rows_at, rank=0, size=1, seed=config.seed, batch_size=BATCH, window=4,
-            micro_tokens=64, pad_token_id=0, reliance_of=curriculum.reliance_of,
+            split=windowed or split, rows_at=curriculum.rows_at, rank=0, size=1, seed=config.seed, batch_size=BATCH,
+            window=config.batch.length_window, micro_tokens=64, pad_token_id=0, reliance_of=curriculum.reliance_of,
         )  # fmt: skip
-        return cls(network, curriculum, loader, served, int(progress["step"]))
+        epochs = Epochs(
+            curriculum, loader, windowed, teacher=None, spec=None, prefetch=1, epochs=EPOCHS,
+            last_step=curriculum.total_steps, report=lambda done: None,
+        )  # fmt: skip
+        return cls(network, curriculum, epochs, served, int(progress["step"]))
 
     def take(self, step: Any) -> None:
         """Train on the step's rows, and log what was said of them."""
@@ -279,7 +312,9 @@ class Run:
         for batch in step.batches:
             rows = batch.ids_B.numpy()
             said.append(SimpleNamespace(logits_BC=torch.from_numpy(self.network.logits(rows))))
-            self.network.train(rows, batch.reliance_B.numpy())
+            self.network.train(
+                rows, np.ones(len(rows)) if batch.reliance_B is None else batch.reliance_B.numpy()
+            )
         if self.served is not None:
             self.served(step, said)
 
@@ -289,13 +324,12 @@ class Run:
         return found if self.served is None else {**found, "served": self.served.sync()}
 
 
-def settings(prepared: Path, run_dir: Path, mode: str) -> list[str]:
+def settings(prepared: Path, run_dir: Path, changed: list[str]) -> list[str]:
     """The configuration of a run."""
     return [
         "method=kd", f"run_dir={run_dir}", "data.source=synthetic_nli", f"data.prepared={prepared}",
-        "data.max_length=64", "student.path=unread", "teacher.path=unread", "curriculum.order=easy_to_hard",
-        "curriculum.keep_snapshots=2", "reliance.rule=ramp", f"batch.size={BATCH}", f"train.epochs={EPOCHS}",
-        *MODES[mode],
+        "data.max_length=64", "student.path=unread", "teacher.path=unread", *SHARED, "reliance.rule=ramp",
+        *changed,
     ]  # fmt: skip
 
 

@@ -102,7 +102,7 @@ REFUSED: list[tuple[dict[str, Any], str, tuple[str, ...], list[dict[str, Any]]]]
         {"reliance.rule": "gate", "reliance.scale_alignment": True, "method": "kd"},
         "reliance.scale_alignment",
         ("kd matches neither states nor gradients",),
-        [{"method": "pkd"}, {"method": "gkd"}, {"weight.attribution": 0.1, "student.dropout": 0.0}],
+        [{"method": "pkd"}, {"method": "gkd"}, {"method": "gkd_cls"}],
     ),
     (
         {"reliance.rule": "gate", "weight.kd": 0.0},
@@ -120,6 +120,12 @@ REFUSED: list[tuple[dict[str, Any], str, tuple[str, ...], list[dict[str, Any]]]]
             {"weight.kd": 0.6},
             {"reliance.rule": "constant"},
         ],
+    ),
+    (
+        {"reliance.rule": "weighted", "curriculum.score": "served"},
+        "reliance.rule",
+        ("the teacher's loss", "take curriculum.score: pass"),
+        [{"reliance.rule": rule} for rule in ("gate", "ramp", "bell")] + [{"curriculum.score": "pass"}],
     ),
     *(
         (
@@ -209,7 +215,7 @@ def test_numbers(key: str, good: tuple[float, ...], bad: tuple[float, ...]) -> N
 
 def test_who_reads_scores() -> None:
     none = good_with({})
-    assert not (has_curriculum(none) or relies_selectively(none) or reads_scores(none))
+    assert [asks(none) for asks in (has_curriculum, relies_selectively, reads_scores)] == [False] * 3
     for order in ("easy_to_hard", "hard_to_easy", "frozen"):
         config = good_with({"curriculum.order": order})
         assert has_curriculum(config)

@@ -159,7 +159,9 @@ def test_many_changes_are_thinned_and_never_ahead(kind: str, align: int) -> None
 
 
 def test_as_many_changes_as_fit_are_exact() -> None:
-    for steps, exact in ((MAX_STAGES, True), (MAX_STAGES + 1, False)):
-        pacing = Pacing("linear", steps, full_at=2.0)
-        found = stages_of_epoch(pacing, epoch=0, steps_per_epoch=steps, align=1)
-        assert (found == changes(pacing, 0, steps, 1)) == exact
+    """All at the beginning of the epoch, where places at equal distances would miss them."""
+    for last, exact in ((MAX_STAGES - 1, True), (MAX_STAGES, False)):
+        pacing = Pacing("linear", 1000, full_at=last / 1000)
+        expected = changes(pacing, 0, 1000, 1)
+        assert len(expected) == last + 1
+        assert (stages_of_epoch(pacing, epoch=0, steps_per_epoch=1000, align=1) == expected) == exact

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data.test_loader import FakeSplit
 
 from curriculum.test_selection import Lockstep, confidence
-from data.test_loader import FakeSplit
 from distill_dist.curriculum.pacing import Pacing, stages_of_epoch
 from distill_dist.curriculum.plan import Plan, PlanSpec, Ranked, build_plan
 from distill_dist.data.loader import StepLoader

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -31,9 +30,9 @@ def split_evenly(total: int, classes: int) -> np.ndarray:
 
 def classes_served(segments: Sequence[Segment], strata: Strata, positions: int) -> np.ndarray:
     """Class of each position, straight from the definition of a segment."""
-    found = []
+    found: list[np.ndarray] = []
     for segment in segments:
-        assert segment.start == sum(map(len, found))
+        assert segment.start == sum(len(part) for part in found)
         places = strata.places(np.arange(segment.length), segment.length)
         of = np.searchsorted(segment.bounds, places, side="right") - 1
         found.append(np.tile(of, segment.repeats))
@@ -42,8 +41,8 @@ def classes_served(segments: Sequence[Segment], strata: Strata, positions: int) 
     return served
 
 
-def drawn(rows: np.ndarray, draws: list[Draws], **settings: bool) -> list[Segment]:
-    return cut_segments(rows, draws, **{"once_per_pass": True, "seed": 3, "epoch": 1} | settings)
+def drawn(rows: np.ndarray, draws: list[Draws], *, once_per_pass: bool = True) -> list[Segment]:
+    return cut_segments(rows, draws, once_per_pass=once_per_pass, seed=3, epoch=1)
 
 
 @pytest.mark.parametrize("batch_size", BATCHES)
@@ -203,7 +202,7 @@ def test_shares_of_billions_of_rows_do_not_overflow() -> None:
 
 def test_positions_find_their_segments() -> None:
     rows = np.array([5, 3])
-    segments = drawn(rows, [Draws(4, 1), Draws(30, 2)], epoch=0)
+    segments = drawn(rows, [Draws(4, 1), Draws(30, 2)])
     assert len(segments) > 2
     positions = np.random.default_rng(0).permutation(34)
     seen = np.zeros(34, int)
