@@ -12,9 +12,8 @@ import numpy as np
 from distill_dist.comm.students import StudentGroup
 from distill_dist.config.schema import RunConfig
 from distill_dist.curriculum.pacing import Pacing, stages_of_epoch
-from distill_dist.curriculum.plan import MOST_CLASSES, Plan, PlanSpec, Ranked, build_plan, load_plan
+from distill_dist.curriculum.plan import Plan, PlanSpec, Ranked, build_plan, load_plan
 from distill_dist.curriculum.snapshot import Snapshot
-from distill_dist.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ _log = logging.getLogger(__name__)
 def plan_spec(
     config: RunConfig, *, epoch: int, steps_per_epoch: int, total_steps: int, groups: int, ranks: bool
 ) -> PlanSpec:
-    """What determines the order of ``epoch`` besides scores and shards. Raises UserError: too many classes.
+    """What determines the order of ``epoch`` besides scores and shards.
 
     ``ranks``: by difficulty, or by the hash that stands for it; else a random order, kept inside windows of shards.
     """
@@ -40,7 +39,7 @@ def plan_spec(
     stages = stages_of_epoch(
         pacing, epoch=epoch, steps_per_epoch=steps_per_epoch, align=config.batch.length_window
     )
-    spec = PlanSpec(
+    return PlanSpec(
         seed=config.seed,
         epoch=epoch,
         batch_size=config.batch.size,
@@ -52,13 +51,6 @@ def plan_spec(
         groups=groups if ranks else 1,
         window_shards=config.data.window_shards,
     )
-    if spec.classes > MOST_CLASSES:
-        raise UserError(
-            f"curriculum.stratify={curriculum.stratify}: {groups} groups of {spec.classes // groups} levels of "
-            f"difficulty are more than {MOST_CLASSES} classes: take a lower curriculum.buckets, or a higher "
-            "batch.length_window, where pools change less often"
-        )
-    return spec
 
 
 def ranked_rows(

@@ -19,6 +19,8 @@ from distill_dist.comm.students import StudentGroup
 from distill_dist.config.methods import reads_scores, relies_selectively
 from distill_dist.config.schema import RunConfig
 from distill_dist.curriculum.order import RandomOrder
+from distill_dist.curriculum.pacing import MAX_STAGES
+from distill_dist.curriculum.plan import MOST_CLASSES
 from distill_dist.data.loader import StepLoader
 from distill_dist.data.read_report import read_report
 from distill_dist.data.window_reader import WindowedSplit
@@ -123,10 +125,13 @@ def build_curriculum(
         should_stop=stop.asked,
         evaluating=lambda: evaluating(engine.module),
     )
+    groups = _groups(config, loaded)
+    if groups is not None:
+        _check_classes(config, loader.steps_per_epoch, num_groups=int(groups.max()) + 1)
     return Curriculum(
         config=config,
         split=loaded.train,
-        groups=_groups(config, loaded),
+        groups=groups,
         group=group,
         folder=folder,
         scores=ScoresOfRun(
@@ -160,6 +165,18 @@ def served_scores(
 
 def _saved(loaded: Loaded) -> dict[str, Any]:
     return {} if loaded.resumed is None else loaded.resumed.progress.get("curriculum", {})
+
+
+def _check_classes(config: RunConfig, steps_per_epoch: int, *, num_groups: int) -> None:
+    """Raises UserError before the first epoch for what the first plan could not hold."""
+    stages = min(MAX_STAGES, -(-steps_per_epoch // config.batch.length_window))
+    levels = config.curriculum.buckets + stages
+    if num_groups * levels > MOST_CLASSES:
+        raise UserError(
+            f"curriculum.stratify={config.curriculum.stratify}: {num_groups} groups of up to {levels} levels of "
+            f"difficulty are more than {MOST_CLASSES} classes: take a lower curriculum.buckets, or a higher "
+            "batch.length_window, with which the pool changes less often"
+        )
 
 
 def _groups(config: RunConfig, loaded: Loaded) -> np.ndarray | None:
