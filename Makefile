@@ -1,6 +1,7 @@
 # make demo    the main job on a generated corpus, from nothing: environment, install, run
 # make test    what the tests need, then the tests
 # make matrix  every combination of route, ZeRO stage, kernel, checkpointing, accumulation and precision (slow)
+# make crash   200 and more processes killed at random moments, 50 of them real runs: the same samples come out (slow)
 # make lint    ruff and mypy
 # make bench   measurements (slow)
 # make bench-curriculum   the curriculum at 1e7 to 1e9 rows against Mosaic Streaming and DeepSpeed (slow, 30 GB of disk)
@@ -24,7 +25,7 @@ STREAMING_PIP := $(STREAMING_VENV)/bin/python -m pip --disable-pip-version-check
 
 # stdout is for results: `make demo` ends with one JSON line
 .SILENT:
-.PHONY: install demo test matrix lint bench bench-curriculum clean
+.PHONY: install demo test matrix crash lint bench bench-curriculum clean
 
 install: $(INSTALLED)
 
@@ -53,6 +54,12 @@ test: $(INSTALLED_TEST)
 
 matrix: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_WHOLE_MATRIX=1 $(BIN)/python -m pytest -p no:cacheprovider tests/multi/test_routes.py
+
+# KILLS=80: fewer; a quarter of them are real runs
+KILLS ?= 200
+crash: $(INSTALLED_TEST)
+	OMP_NUM_THREADS=1 DISTILL_KILLS=$(KILLS) $(BIN)/python -m pytest -s -p no:cacheprovider \
+		tests/e2e/test_curriculum_killed.py tests/multi/test_snapshot_kills.py
 
 lint: $(INSTALLED_LINT)
 	$(BIN)/ruff check .

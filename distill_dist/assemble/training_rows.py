@@ -77,11 +77,9 @@ def curriculum_loader(
 
 
 def windowed_split(config: RunConfig, loaded: Loaded) -> WindowedSplit | None:
-    """What reads shards whole, where `data.window_shards` says so. Logs what reading will cost."""
-    if not config.data.window_shards:
-        return None
+    """What reads shards whole, where `data.window_shards` says so. Logs what reading will cost, either way."""
     _log.info("%s", read_report(loaded.train, window_shards=config.data.window_shards).text)
-    return WindowedSplit(loaded.train)
+    return WindowedSplit(loaded.train) if config.data.window_shards else None
 
 
 def build_curriculum(

@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 from tiny import World, launch, running, start_ranks, trace
 
-from distill_dist.curriculum.scores import COLUMN_TYPES
 from distill_dist.curriculum.served import RECORD
 from distill_dist.curriculum.snapshot import Snapshot
-from distill_dist.data.shards import open_split
-from e2e.curriculum_sampler_child import MODES, SHARED, Sampler
+from e2e.curriculum_sampler import MODES, SHARED, Sampler
 from e2e.test_curriculum_killed import SHARD, hidden, shards, snapshot_hashes
 from e2e.test_interrupted import assert_same_run, await_step, newest_checkpoint
 from e2e.test_mistakes import assert_one_message
@@ -261,11 +258,3 @@ def test_what_does_not_go_together_is_refused(
     assert done.stderr().count("error: ") == 1
     assert words in done.stderr()
     assert "Traceback" not in done.stderr()
-
-
-# ------------------------------------------------------------------ what confidence knows
-
-
-def test_columns_hold_what_this_file_damages() -> None:
-    """`flipped` changes a score: the first column."""
-    assert next(iter(COLUMN_TYPES)) == "score"

@@ -21,7 +21,7 @@ from tiny import RUN_LIMIT_S, Started, World, prepare_corpus, running, start_dee
 
 from distill_dist.curriculum.snapshot import Snapshot, list_snapshots
 from e2e.conftest import shared_memory
-from e2e.curriculum_sampler_child import PHASES, Sampler
+from e2e.curriculum_sampler import PHASES, Sampler
 from e2e.test_interrupted import assert_same_run
 
 KILLS = int(os.environ.get("DISTILL_KILLS", "0"))
