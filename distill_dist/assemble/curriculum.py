@@ -72,8 +72,7 @@ class Curriculum:
 
     def finish(self, done: int) -> None:
         """The last epoch's snapshot, for study (`curriculum.final_snapshot`)."""
-        if self.config.curriculum.source == "student" and reads_scores(self.config):
-            self.scores.of_epoch(done // self.steps_per_epoch, done)
+        self.scores.final(done)
 
     def rows_at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """The loader's order; of the epoch that is open."""
@@ -125,7 +124,8 @@ class Curriculum:
         )
         by_score = ranks and self.config.curriculum.order != "random"
         rows = ranked_rows(self.split.block_sizes, now.snapshot, groups, by_score=by_score)
-        scored_by = self.scores.maker.manifest if now.snapshot is None else now.snapshot.hash
+        scores = self.scores.maker.manifest if now.snapshot is None else now.snapshot.hash
+        scored_by = f"{scores} {self.config.curriculum.stratify}"
         memory = self.config.curriculum.memory_mib << 20
         return make_plan(spec, rows, self.group, self.folder.plans, scored_by=scored_by, memory_bytes=memory)
 

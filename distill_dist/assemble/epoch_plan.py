@@ -95,8 +95,16 @@ def make_plan(
             memory_bytes=memory_bytes,
         )
         if group.rank == 0:
-            folder.mkdir(exist_ok=True)
-            for old in folder.glob("plan-*.npz"):
-                old.unlink()
-            plan.save(path, key)
+            _keep(plan, path, key)
     return plan
+
+
+def _keep(plan: Plan, path: Path, key: str) -> None:
+    """It saves a resumed run the time to make it again, no more."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        for old in path.parent.glob("plan-*.npz"):
+            old.unlink()
+        plan.save(path, key)
+    except OSError as error:
+        _log.warning("the epoch's plan is not kept: %s", error)

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from distill_dist.assemble.agreement import agree_on
 from distill_dist.assemble.snapshots import SnapshotMaker
 from distill_dist.config.methods import reads_scores
 from distill_dist.config.schema import RunConfig
 from distill_dist.curriculum.score_file import scores_from_file
 from distill_dist.curriculum.snapshot import Snapshot
 from distill_dist.curriculum.snapshot_record import folder_name
+from distill_dist.durable import sha256_file
 from distill_dist.errors import UserError
 from distill_dist.evaluation.split import SignalSource
 
@@ -54,6 +56,8 @@ class ScoresOfRun:
             return None
         step = number * self.steps_per_epoch
         found = self._find(number, step)
+        if found is not None and self._is_outdated(found):
+            found = None
         if found is None:
             if done != step and number:
                 self._refuse(
@@ -77,7 +81,7 @@ class ScoresOfRun:
             found = self._open(folder, step)
         except UserError as error:
             failed = error
-        self.maker.agree_on(failed)
+        agree_on(self.maker.group, failed, place=self.maker.root)
         return found
 
     def _open(self, folder: Path, step: int) -> Snapshot:
@@ -88,10 +92,40 @@ class ScoresOfRun:
                 f"{folder} was made by a run of other rows or other settings than this one's: choose another run_dir, "
                 "or remove that folder"
             )
-        # a damaged score is told here, where all can agree on it, and not inside a sum that others wait in
+        # damage is told here, where all can agree on it, and not inside a sum that others wait in
         for block in range(self.maker.group.rank, found.num_blocks, self.maker.group.size):
-            found.scores(block)
+            if self._reads_columns:
+                found.columns(block)
+            else:
+                found.scores(block)
         return found
+
+    @property
+    def _reads_columns(self) -> bool:
+        rule, measure = self.config.reliance.rule, self.config.curriculum.measure
+        return rule == "weighted" or (rule == "bell" and measure != "true_probability")
+
+    def _is_outdated(self, found: Snapshot) -> bool:
+        """Whether `curriculum.file` is another one than the scores were read from; all students say the same."""
+        if self.config.curriculum.source != "file":
+            return False
+        file, changed = Path(self.config.curriculum.file), False
+        if self.maker.group.rank == 0 and file.is_file():
+            changed = sha256_file(file) != found.record.origin.parent
+        if not self.maker.group.agree(int(changed)):
+            return False
+        if self.pinned:
+            self._refuse(
+                f"curriculum.file={file} has changed since the run began: put the old one back, or start in another "
+                "run_dir"
+            )
+        return True
+
+    def final(self, done: int) -> None:
+        """A snapshot of the student after its last epoch, for study, if there is none."""
+        number = done // self.steps_per_epoch
+        if self._find(number, done) is None:
+            self._make(number, done)
 
     def _check_pinned(self, found: Snapshot) -> None:
         pinned = self.pinned
@@ -105,7 +139,8 @@ class ScoresOfRun:
     def _make(self, number: int, step: int) -> None:
         curriculum = self.config.curriculum
         if curriculum.source == "file":
-            self.maker.from_file(number, confidence=self._from_file())
+            file = Path(self.config.curriculum.file)
+            self.maker.from_file(number, confidence=self._from_file(), sha256=sha256_file(file))
             return
         if curriculum.source == "teacher":
             assert self.teacher is not None
@@ -113,7 +148,7 @@ class ScoresOfRun:
             return
         previous = self._before(number, step)
         in_use = frozenset() if previous is None else {previous.name}
-        if curriculum.score == "served":
+        if curriculum.score == "served" and reads_scores(self.config):
             steps = (step - self.steps_per_epoch, step)
             self.maker.from_served(number, self.logs(), steps=steps, previous=previous, in_use=in_use)
             return
@@ -128,16 +163,17 @@ class ScoresOfRun:
             confidence = scores_from_file(Path(self.config.curriculum.file), len(self.maker.labels))
         except UserError as error:  # perhaps on one host alone
             failed = error
-        self.maker.agree_on(failed)
+        agree_on(self.maker.group, failed, place=self.maker.root)
         return confidence
 
     def _refuse(self, reason: str) -> None:
         """Raise what all students found alike; one of them says it."""
-        self.maker.agree_on(UserError(reason))
+        agree_on(self.maker.group, UserError(reason), place=self.maker.root)
 
     def _before(self, number: int, step: int) -> Snapshot | None:
         """The snapshot that number ``number`` continues; None for the first."""
-        if number == 1:
+        continues = reads_scores(self.config) and self.config.curriculum.order != "frozen"
+        if number == 1 or not continues:
             return None
         previous = self._find(number - 1, step - self.steps_per_epoch)
         if previous is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from distill_dist.assemble.agreement import alone
 from distill_dist.comm.students import StudentGroup
 from distill_dist.curriculum.scores import fresh_from_logits
 from distill_dist.curriculum.served import ServedLog, cut
@@ -23,10 +24,13 @@ class ServedScores:
         """Cuts every file of ``folder`` to the records that the checkpoint counts: ``lengths`` by name."""
         self._folder, self._group, self._measure, self._flush_every = folder, group, measure, flush_every
         self._waiting: list[tuple[int, Batch, Tensor]] = []
-        if group.rank == 0:
-            for path in folder.glob("rank-*.log"):  # another number of students wrote others
-                cut(path, lengths.get(path.name, 0))
-        group.agree(0)
+
+        def cut_all() -> None:
+            # another number of students wrote others
+            for name in sorted(lengths.keys() | {path.name for path in folder.glob("rank-*.log")}):
+                cut(folder / name, lengths.get(name, 0))
+
+        alone(group, cut_all, place=folder)
         own = folder / _name(group.rank)
         self._lengths = lengths
         self._log = ServedLog(own, length=lengths.get(own.name, 0))

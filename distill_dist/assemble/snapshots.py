@@ -9,9 +9,11 @@ from collections.abc import Callable, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 
+from distill_dist.assemble.agreement import agree_on, alone
 from distill_dist.comm.students import StudentGroup
 from distill_dist.curriculum.scores import Columns, Fresh, advance, cross_entropy, fresh_from_logits, given
 from distill_dist.curriculum.served import Latest, latest
@@ -22,13 +24,14 @@ from distill_dist.durable import remove_stale
 from distill_dist.errors import Interrupted, UserError
 from distill_dist.evaluation.scoring import ScoringPass
 from distill_dist.evaluation.split import SignalSource
+from distill_dist.records import Batch
 
 _log = logging.getLogger(__name__)
 # Blocks for which the score logs are read at once: 23 bytes a row are held meanwhile.
 _SPAN_BLOCKS = 512
 
-BlockScores = Callable[[int], tuple[Fresh | None, Columns | None]]
-"""Block -> what is new of its rows, or their columns as they are given; on the process that writes it at least."""
+T = TypeVar("T")
+Batches = tuple[Batch, ...]
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class SnapshotMaker:
             tidy(self.root)
             remove_stale(plans, "plan-*.npz")
 
-        self._alone(work)
+        alone(self.group, work, place=self.root)
 
     def from_model(
         self, number: int, *, step: int, student: SignalSource, teacher: SignalSource | None,
@@ -64,34 +67,39 @@ class SnapshotMaker:
     ) -> None:  # fmt: skip
         """The frozen ``student`` reads every row. ``teacher``: whose loss is wanted beside and not known yet."""
 
-        def scores(block: int) -> tuple[Fresh, None]:
+        def scores(block: int, batches: Batches) -> Fresh:
             with self.evaluating():
-                logits_NC = self.scoring.logits_NC(student, block)
+                logits_NC = self.scoring.logits_NC(student, block, batches)
             labels = self._labels_of(block)
             teacher_loss = None
             if teacher is not None and self.with_teacher_loss:
-                teacher_loss = cross_entropy(self.scoring.logits_NC(teacher, block), labels)
-            return fresh_from_logits(self.measure, logits_NC, labels, teacher_loss=teacher_loss), None
+                teacher_loss = cross_entropy(self.scoring.logits_NC(teacher, block, batches), labels)
+            return fresh_from_logits(self.measure, logits_NC, labels, teacher_loss=teacher_loss)
 
-        self._write(number, scores, step=step, previous=previous, in_use=in_use)
+        self._write(number, self.scoring.batches, scores, step=step, previous=previous, in_use=in_use)
 
     def from_teacher(self, number: int, *, teacher: SignalSource) -> None:
         """The teacher's own confidence, before training."""
 
-        def scores(block: int) -> tuple[Fresh, None]:
-            logits_NC, labels = self.scoring.logits_NC(teacher, block), self._labels_of(block)
+        def scores(block: int, batches: Batches) -> Fresh:
+            logits_NC, labels = self.scoring.logits_NC(teacher, block, batches), self._labels_of(block)
             loss = cross_entropy(logits_NC, labels)
-            return fresh_from_logits(self.measure, logits_NC, labels, teacher_loss=loss), None
+            return fresh_from_logits(self.measure, logits_NC, labels, teacher_loss=loss)
 
-        self._write(number, scores, step=0, previous=None, in_use=frozenset())
+        self._write(number, self.scoring.batches, scores, step=0, previous=None, in_use=frozenset())
 
-    def from_file(self, number: int, *, confidence: np.ndarray) -> None:
-        """What the user gave, float32 [rows]."""
+    def from_file(self, number: int, *, confidence: np.ndarray, sha256: str) -> None:
+        """What the user gave, float32 [rows]; ``sha256`` of the file it came from."""
 
-        def scores(block: int) -> tuple[None, Columns]:
-            return None, given(confidence[self._rows_of(block)])
+        def read(block: int) -> Columns:
+            return given(confidence[self._rows_of(block)])
 
-        self._write(number, scores, step=0, previous=None, in_use=frozenset(), measure="file")
+        def scores(block: int, columns: Columns) -> Columns:
+            return columns
+
+        self._write(
+            number, read, scores, step=0, previous=None, in_use=frozenset(), measure="file", parent=sha256
+        )
 
     def from_served(
         self,
@@ -111,29 +119,42 @@ class SnapshotMaker:
             begin, end = self._rows_of(first).start, self._rows_of(last).stop
             return latest(logs, *steps, first_row=begin, num_rows=end - begin)
 
-        def scores(block: int) -> tuple[Fresh | None, None]:
+        def read(block: int) -> Fresh | None:
             if block % self.group.size != self.group.rank:
-                return None, None
+                return None
             begin = self._rows_of(block).start - self._rows_of(block - block % _SPAN_BLOCKS).start
-            return span(block // _SPAN_BLOCKS).fresh(begin, self._labels_of(block)), None
+            return span(block // _SPAN_BLOCKS).fresh(begin, self._labels_of(block))
 
-        self._write(number, scores, step=steps[1], previous=previous, in_use=in_use)
+        def scores(block: int, fresh: Fresh | None) -> Fresh | None:
+            return fresh
+
+        self._write(number, read, scores, step=steps[1], previous=previous, in_use=in_use)
 
     def _write(
-        self, number: int, scores: BlockScores, *, step: int, previous: Snapshot | None, in_use: Set[str],
-        measure: str | None = None,
+        self, number: int, read: Callable[[int], T], scores: Callable[[int, T], Fresh | Columns | None], *,
+        step: int, previous: Snapshot | None, in_use: Set[str], measure: str | None = None, parent: str = "",
     ) -> None:  # fmt: skip
+        """``read`` gets what one student alone may fail to get; only then ``scores``, which may be a collective.
+
+        What that gives (for the student that writes the block) is new of its rows, or their columns as they are given.
+        """
         begin = time.monotonic()
         writer = SnapshotWriter(self.root, number)
-        self._alone(writer.begin)
+        alone(self.group, writer.begin, place=self.root)
         entries: list[BlockEntry] = []
         failed: Exception | None = None
         for block in range(len(self.scoring.split.block_sizes)):
+            content = None
+            try:
+                content = read(block)
+            except (UserError, OSError) as error:
+                failed = failed or error
             self._go_on(number, failed)
-            fresh, columns = scores(block)
+            found = scores(block, cast(T, content))
             if block % self.group.size == self.group.rank:
+                assert found is not None
                 try:
-                    entries.append(self._write_block(writer, block, fresh, columns, previous))
+                    entries.append(self._write_block(writer, block, found, previous))
                 except (UserError, OSError) as error:
                     failed = error
         self._go_on(number, failed)
@@ -143,62 +164,32 @@ class SnapshotMaker:
             measure=measure or self.measure,
             smoothing=self.smoothing,
             manifest=self.manifest,
-            parent="" if previous is None else previous.hash,
+            parent=parent if previous is None else previous.hash,
             run=self.run,
         )
-        self._alone(
-            functools.partial(writer.commit, entries_of(table), origin, keep=self.keep, in_use=in_use)
-        )
+        commit = functools.partial(writer.commit, entries_of(table), origin, keep=self.keep, in_use=in_use)
+        alone(self.group, commit, place=self.root)
         seconds = time.monotonic() - begin
         self.spent_s.append(seconds)
-        _log.info("%s: %d rows scored in %.1f s", folder_name(number), len(self.labels), seconds)
+        scored = len(self.labels) - sum(entry.unscored for entry in entries_of(table))
+        _log.info("%s: %d rows have a score, made in %.1f s", folder_name(number), scored, seconds)
 
     def _write_block(
-        self, writer: SnapshotWriter, block: int, fresh: Fresh | None, columns: Columns | None,
-        previous: Snapshot | None,
-    ) -> BlockEntry:  # fmt: skip
-        num_nan = 0
-        if columns is None:
-            assert fresh is not None
-            before = None if previous is None else previous.columns(block)
-            columns, num_nan = advance(before, fresh, smoothing=self.smoothing), fresh.num_nan
-        return writer.write_block(block, columns, num_nan=num_nan)
-
-    def _alone(self, work: Callable[[], object]) -> None:
-        """``work()`` on student 0; nobody goes on before it is done. Raises UserError, Interrupted, on all students."""
-        failed: Exception | None = None
-        if self.group.rank == 0:
-            try:
-                work()
-            except (UserError, OSError) as error:
-                failed = error
-        self.agree_on(failed)
+        self, writer: SnapshotWriter, block: int, found: Fresh | Columns, previous: Snapshot | None
+    ) -> BlockEntry:
+        if isinstance(found, Columns):
+            return writer.write_block(block, found)
+        before = None if previous is None else previous.columns(block)
+        columns = advance(before, found, smoothing=self.smoothing)
+        return writer.write_block(block, columns, num_nan=found.num_nan)
 
     def _go_on(self, number: int, failed: Exception | None) -> None:
         """Between two blocks: all go on, or all end for the same reason."""
-        if self.agree_on(failed, stop=self.should_stop()):
+        if agree_on(self.group, failed, place=self.root, stop=self.should_stop()):
             raise Interrupted(
                 f"stopped by a signal while {folder_name(number)} was made; the same command goes on from the last "
                 "checkpoint and makes it again"
             )
-
-    def agree_on(self, failed: Exception | None, *, stop: bool = False) -> bool:
-        """Whether any student was told to stop. Raises, on all students, what failed on any; one of them says it."""
-        first = self.group.size - self.group.rank  # larger on the earlier student
-        word = int(stop) if failed is None else 2 if isinstance(failed, OSError) else 2 + first
-        agreed = self.group.agree(word)
-        if agreed == 2:
-            reason = "another student says why" if failed is None else str(failed)
-            raise Interrupted(
-                f"{self.root} cannot be written ({reason}): make room; the same command then goes on"
-            )
-        if agreed > 2:
-            error = (
-                failed if isinstance(failed, UserError) else UserError("another student says what is wrong")
-            )
-            error.said = word != agreed
-            raise error
-        return agreed == 1
 
     def _rows_of(self, block: int) -> slice:
         sizes = self.scoring.split.block_sizes

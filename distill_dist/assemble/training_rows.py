@@ -167,7 +167,8 @@ def _saved(loaded: Loaded) -> dict[str, Any]:
 
 def _check_classes(config: RunConfig, steps_per_epoch: int, *, num_groups: int) -> None:
     """Raises UserError before the first epoch for what the first plan could not hold."""
-    stages = min(MAX_STAGES, -(-steps_per_epoch // config.batch.length_window))
+    changes = 1 if config.curriculum.pacing == "none" else -(-steps_per_epoch // config.batch.length_window)
+    stages = min(MAX_STAGES, changes)
     levels = config.curriculum.buckets + stages
     if num_groups * levels > MOST_CLASSES:
         raise UserError(

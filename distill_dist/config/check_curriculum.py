@@ -26,8 +26,13 @@ def check_curriculum(config: RunConfig) -> Iterator[str]:
         )
     if curriculum.stratify != "none" and not has_curriculum(config):
         yield describe_problem(config, "curriculum.stratify", "needs a curriculum.order other than none")
-    if config.alignment.choose == "hardest" and not is_aligned(config):
-        yield describe_problem(config, "alignment.choose", "only with matched gradients")
+    if config.alignment.choose == "hardest" and not (is_aligned(config) and config.alignment.share < 1):
+        yield describe_problem(
+            config, "alignment.choose", "needs matched gradients and an alignment.share below 1"
+        )
+    if curriculum.final_snapshot and curriculum.source != "student":
+        text = f"is of the student; curriculum.source: {curriculum.source} has one snapshot from the start"
+        yield describe_problem(config, "curriculum.final_snapshot", text)
 
 
 def _scores(config: RunConfig) -> Iterator[str]:

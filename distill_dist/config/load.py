@@ -112,6 +112,7 @@ def format_problems(source: str, problems: Sequence[str]) -> str:
 
 # (dotted key, value, problem): what stands in a file or override; `problem` is set where the key is wrong
 _Leaf = tuple[str, Any, str | None]
+_MOST_BASES = 8
 _NOTHING = SchemaField("", None, False, None)
 
 
@@ -119,12 +120,16 @@ def _file_leaves(path: Path, seen: tuple[Path, ...] = ()) -> list[_Leaf]:
     """The leaves of the file's base, of that one's and so on, then its own."""
     if path.resolve() in seen:
         raise UserError(f"configuration {path}: is its own base, by way of {seen[-1]}")
+    if seen and not path.is_file():
+        raise UserError(f"configuration {seen[-1]}: base: no such file {path}")
+    if len(seen) > _MOST_BASES:
+        raise UserError(f"configuration {path}: more than {_MOST_BASES} files stand on each other as base")
     tree = _read_yaml(path)
     base = tree.pop("base", None)
     own = list(_leaves(tree, ""))
     if base is None:
         return own
-    if not isinstance(base, str) or not base:
+    if not isinstance(base, str) or not base or "\0" in base or "${" in base:
         raise UserError(f"configuration {path}: base = {base!r}: it takes the name of another YAML file")
     above = _file_leaves(path.parent / base, (*seen, path.resolve()))
     # a mapping replaces the base's as it replaces the default

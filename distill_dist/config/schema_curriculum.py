@@ -20,7 +20,8 @@ class CurriculumConfig:
     """`pass`: the frozen student reads every row at the end of an epoch. `served`: what it said while it trained on a
     row; free, but of mixed age, under dropout where that is on, and blind to rows that are not admitted."""
     file: str = ""
-    """Confidence of every train row, larger is easier: an `.npy` of numbers [rows]. Required with `source: file`."""
+    """Confidence of every train row, larger is easier: an `.npy` of numbers [rows], read as float32. Required with
+    `source: file`."""
     measure: Literal["true_probability", "max_probability", "margin", "entropy", "loss"] = "true_probability"
     """Confidence: p of the true class, the largest p, the two largest ones' difference, −entropy
     or −cross-entropy."""

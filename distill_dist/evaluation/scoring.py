@@ -14,6 +14,7 @@ from torch import Tensor
 from distill_dist.data.loader import evaluation_batches
 from distill_dist.data.shards import PreparedSplit
 from distill_dist.evaluation.split import SignalSource, add_logits
+from distill_dist.records import Batch
 
 
 @contextlib.contextmanager
@@ -41,20 +42,27 @@ class ScoringPass:
     device: torch.device
     ahead: int
 
-    def logits_NC(self, source: SignalSource, block: int) -> NDArray[np.float32]:
-        """Logits of the rows of shard ``block``, in order, on every student; a collective."""
-        first = int(self.split.block_sizes[:block].sum())
-        rows = np.arange(first, first + int(self.split.block_sizes[block]))
-        batches = evaluation_batches(
+    def batches(self, block: int) -> tuple[Batch, ...]:
+        """This student's share of shard ``block``, read; UserError for damaged rows."""
+        found = evaluation_batches(
             self.split,
             rank=self.rank,
             size=self.size,
             micro_tokens=self.micro_tokens,
             pad_token_id=self.pad_token_id,
-            rows=rows,
+            rows=np.arange(*self._bounds(block)),
         )
+        return tuple(found)
+
+    def _bounds(self, block: int) -> tuple[int, int]:
+        first = int(self.split.block_sizes[:block].sum())
+        return first, first + int(self.split.block_sizes[block])
+
+    def logits_NC(self, source: SignalSource, block: int, batches: tuple[Batch, ...]) -> NDArray[np.float32]:
+        """Logits of the rows of shard ``block``, in order, on every student; ``batches`` are its own. A collective."""
+        first, last = self._bounds(block)
         # disjoint rows: adding zeros changes no bit
-        found_NC = torch.zeros(len(rows), self.num_classes)
-        add_logits(found_NC, source, tuple(batches), ahead=self.ahead, first_row=first)
+        found_NC = torch.zeros(last - first, self.num_classes)
+        add_logits(found_NC, source, batches, ahead=self.ahead, first_row=first)
         gathered: NDArray[np.float32] = self.sum_(found_NC.to(self.device)).cpu().numpy()
         return gathered
