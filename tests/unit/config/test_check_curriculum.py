@@ -71,14 +71,30 @@ REFUSED: list[tuple[dict[str, Any], str, tuple[str, ...], list[dict[str, Any]]]]
         [{"curriculum.order": order} for order in ("easy_to_hard", "hard_to_easy", "random", "frozen")],
     ),
     (
-        {"alignment.choose": "hardest", "method": "kd"},
+        {"alignment.choose": "hardest", "method": "kd", "alignment.share": 0.5},
         "alignment.choose",
-        ("only with matched gradients",),
+        ("needs matched gradients",),
         [
             {"method": "gkd"},
             {"weight.attribution": 0.5, "student.dropout": 0.0},
             {"alignment.choose": "random"},
         ],
+    ),
+    (
+        {"alignment.choose": "hardest", "method": "gkd"},
+        "alignment.choose",
+        ("alignment.share below 1",),
+        [{"alignment.share": 0.9}, {"alignment.choose": "random"}],
+    ),
+    (
+        {
+            "curriculum.source": "teacher",
+            "curriculum.final_snapshot": True,
+            "curriculum.order": "easy_to_hard",
+        },
+        "curriculum.final_snapshot",
+        ("is of the student",),
+        [{"curriculum.source": "student"}, {"curriculum.final_snapshot": False}],
     ),
     (
         {"reliance.rule": "gate", "method": "finetune"},
