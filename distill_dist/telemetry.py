@@ -82,9 +82,13 @@ class Telemetry:
         self._tokens += tokens
         self._bar.update()
 
-    def resume_clock(self) -> None:
-        """Leave out of the throughput what lay between two intervals (evaluation, checkpoints)."""
+    def resume_clock(self, *, waited_s: float) -> None:
+        """Leave out of the throughput what lay between two intervals (evaluation, scores, checkpoints).
+
+        ``waited_s`` so far: what those waited for teachers is left out as well.
+        """
         self._since = time.perf_counter()
+        self._waited_before = waited_s
 
     def speak(
         self, step: int, *, learning_rate: float, gradient_norm: float | None, waited_s: float
@@ -126,8 +130,7 @@ class Telemetry:
         self._device_sums.zero_()
         self._host_sums = [0.0, 0.0]
         self._sequences = self._tokens = 0
-        self._waited_before = waited_s
-        self.resume_clock()
+        self.resume_clock(waited_s=waited_s)
         return scalars
 
     def write(self, step: int, scalars: dict[str, float]) -> None:

@@ -58,7 +58,7 @@ class Trainer:
         for done in range(start, self.last_step):
             if done == start or done % self.steps_per_epoch == 0:
                 stream = self.open_epoch(done)
-                self.telemetry.resume_clock()
+                self.telemetry.resume_clock(waited_s=self.waited_s())
             step, signals = self._open(stream, done, start)
             assert step.number == done, (step.number, done)
             self._take(step, signals)
@@ -68,7 +68,7 @@ class Trainer:
                 self.end_epoch(finished)
             if ends_epoch or (self.checkpoint_every and finished % self.checkpoint_every == 0):
                 self.save(finished)
-                self.telemetry.resume_clock()
+                self.telemetry.resume_clock(waited_s=self.waited_s())
 
     def _open(self, stream: Iterator[StepWithSignals], done: int, start: int) -> StepWithSignals:
         """The next step once every student holds its signals; no collective of the step ever waits for a teacher."""

@@ -68,7 +68,8 @@ class Curriculum:
             self.now.reliance = make_reliance(
                 self.config, self.split.num_rows, snapshot, self.now.percentiles, self.group
             )
-        _log.info("epoch %d: %s, ready in %.2f s", epoch, self._describe(), time.monotonic() - begin)
+        if ranks or self.now.plan is not None or reads_scores(self.config):
+            _log.info("epoch %d: %s, ready in %.2f s", epoch, self._describe(), time.monotonic() - begin)
 
     def finish(self, done: int) -> None:
         """The last epoch's snapshot, for study (`curriculum.final_snapshot`)."""

@@ -40,18 +40,20 @@ class CurriculumReport:
     def __call__(self, done: int) -> None:
         """Report the epoch that is open, at step ``done``."""
         now = self.curriculum.now
+        begins = done == now.epoch * self.curriculum.steps_per_epoch
         if now.plan is not None:
-            self._admission(now, now.plan)
-        if now.snapshot is not None:
+            self._admission(now, now.plan, done, begins=begins)
+        if now.snapshot is not None and begins:  # a run that goes on in mid-epoch has said it before
             self._scores(now, now.snapshot, done)
         self._before = now.percentiles
 
-    def _admission(self, now: EpochCurriculum, plan: Plan) -> None:
+    def _admission(self, now: EpochCurriculum, plan: Plan, done: int, *, begins: bool) -> None:
         first = now.epoch * self.curriculum.steps_per_epoch
         for stage in plan.spec.stages:
             share = plan.pool(stage.first_step)[1] / plan.ranked.num_rows
-            self.telemetry.write(first + stage.first_step, {"curriculum/admitted_share": share})
-        if now.snapshot is None or self.curriculum.config.curriculum.order == "random":
+            if first + stage.first_step >= done:
+                self.telemetry.write(first + stage.first_step, {"curriculum/admitted_share": share})
+        if not begins or now.snapshot is None or self.curriculum.config.curriculum.order == "random":
             return
         levels = (len(plan.spec.cuts) + 1, plan.spec.groups)
         served = plan.draws().reshape(levels).sum(axis=1)
@@ -83,6 +85,7 @@ class CurriculumReport:
             admitted = counts["admitted"] / max(1, counts["admitted"].sum())
             names = (f"admitted/{name}" for name in self.class_names)
             scalars |= dict(zip(names, admitted.tolist(), strict=True))
+            self._warn_of_starved(admitted)
         if "moved" in counts:
             moved = movement(counts["moved"])
             scalars |= {"curriculum/moved_share": moved.share, "curriculum/rank_correlation": moved.spearman}
@@ -91,6 +94,16 @@ class CurriculumReport:
             _log.warning(
                 "%s: %d rows gave no number, %d rows have no score", snapshot.name, record.num_nan, record.num_unscored
             )  # fmt: skip
+
+    def _warn_of_starved(self, admitted: np.ndarray) -> None:
+        """``admitted``: each class's share of the pool."""
+        everywhere = np.bincount(self.labels, minlength=len(self.class_names)) / len(self.labels)
+        for name, share, usual in zip(self.class_names, admitted, everywhere, strict=True):
+            if share < usual / 2:
+                _log.warning(
+                    "class %s is %.0f %% of the rows but %.0f %% of the pool, since the model is sure of others: "
+                    "curriculum.stratify=label ranks within each class", name, 100 * usual, 100 * share,
+                )  # fmt: skip
 
     def _count(self, now: EpochCurriculum, snapshot: Snapshot, edges: np.ndarray) -> dict[str, np.ndarray]:
         """Integer counts over all rows of all students."""

@@ -69,6 +69,7 @@ class ScoresOfRun:
             found = self._find(number, step)
             assert found is not None
         self._check_pinned(found)
+        self.maker.prune(number)
         return found
 
     def _find(self, number: int, step: int) -> Snapshot | None:
@@ -126,6 +127,7 @@ class ScoresOfRun:
         number = done // self.steps_per_epoch
         if self._find(number, done) is None:
             self._make(number, done)
+        self.maker.prune(number)
 
     def _check_pinned(self, found: Snapshot) -> None:
         pinned = self.pinned

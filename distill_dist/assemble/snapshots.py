@@ -19,7 +19,7 @@ from distill_dist.curriculum.scores import Columns, Fresh, advance, cross_entrop
 from distill_dist.curriculum.served import Latest, latest
 from distill_dist.curriculum.snapshot import Snapshot
 from distill_dist.curriculum.snapshot_record import BlockEntry, Origin, entries_of, entries_table, folder_name
-from distill_dist.curriculum.snapshot_writer import SnapshotWriter, tidy
+from distill_dist.curriculum.snapshot_writer import SnapshotWriter, prune, tidy
 from distill_dist.durable import remove_stale
 from distill_dist.errors import Interrupted, UserError
 from distill_dist.evaluation.scoring import ScoringPass
@@ -59,6 +59,12 @@ class SnapshotMaker:
             tidy(self.root)
             remove_stale(plans, "plan-*.npz")
 
+        alone(self.group, work, place=self.root)
+
+    def prune(self, number: int) -> None:
+        """As the commit of snapshot ``number`` would have, had no crash come between."""
+        before = folder_name(max(0, number - 1))  # what the new scores are compared with
+        work = functools.partial(prune, self.root, self.keep, {before}, up_to=number)
         alone(self.group, work, place=self.root)
 
     def from_model(

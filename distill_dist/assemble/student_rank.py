@@ -138,9 +138,9 @@ def _train(
     last_step = min(total_steps, train.max_steps or total_steps)
     start = 0 if loaded.resumed is None else int(loaded.resumed.progress["step"])
     _log.info(
-        "%s: %d student(s) at ZeRO %d, %d teacher(s), steps %d to %d of %d rows, on %s",
+        "%s: %d student(s) at ZeRO %d, %d teacher(s), steps %d to %d of %d rows out of %d, on %s",
         config.method, group.size, engine.zero_stage, config.cluster.teachers, start, last_step, config.batch.size,
-        place.device,
+        loaded.train.num_rows, place.device,
     )  # fmt: skip
     telemetry = Telemetry(
         folder.tensorboard,

@@ -16,7 +16,7 @@ from distill_dist.assemble.scores_of_run import ScoresOfRun
 from distill_dist.assemble.served_scores import ServedScores
 from distill_dist.assemble.snapshots import SnapshotMaker
 from distill_dist.comm.students import StudentGroup
-from distill_dist.config.methods import reads_scores, relies_selectively
+from distill_dist.config.methods import has_curriculum, reads_scores, relies_selectively
 from distill_dist.config.schema import RunConfig
 from distill_dist.curriculum.order import RandomOrder
 from distill_dist.curriculum.pacing import MAX_STAGES
@@ -123,6 +123,7 @@ def build_curriculum(
         should_stop=stop.asked,
         evaluating=lambda: evaluating(engine.module),
     )
+    _warn_of_idle(config, loader.steps_per_epoch)
     groups = _groups(config, loaded)
     if groups is not None:
         _check_classes(config, loader.steps_per_epoch, num_groups=int(groups.max()) + 1)
@@ -163,6 +164,25 @@ def served_scores(
 
 def _saved(loaded: Loaded) -> dict[str, Any]:
     return {} if loaded.resumed is None else loaded.resumed.progress.get("curriculum", {})
+
+
+def _warn_of_idle(config: RunConfig, steps_per_epoch: int) -> None:
+    """Say what of the curriculum cannot act in a run of this length."""
+    if not (has_curriculum(config) or reads_scores(config)):
+        return
+    last = config.train.epochs * steps_per_epoch
+    last = min(last, config.train.max_steps or last)
+    if config.curriculum.source == "student" and last <= steps_per_epoch:
+        _log.warning(
+            "the student's scores are known after the first epoch of %d steps, and this run ends with it: neither "
+            "order nor reliance differ from none. Take more train.epochs, or curriculum.source=teacher", steps_per_epoch
+        )  # fmt: skip
+    window = config.batch.length_window
+    if has_curriculum(config) and config.curriculum.pacing != "none" and steps_per_epoch < 4 * window:
+        _log.warning(
+            "the pool can change only every batch.length_window=%d steps, and an epoch has %d: take a smaller window",
+            window, steps_per_epoch,
+        )  # fmt: skip
 
 
 def _check_classes(config: RunConfig, steps_per_epoch: int, *, num_groups: int) -> None:

@@ -13,6 +13,7 @@ from distill_dist.config.methods import (
     relies_selectively,
 )
 from distill_dist.config.schema import RunConfig
+from distill_dist.config.schema_curriculum import CurriculumConfig
 
 
 def check_curriculum(config: RunConfig) -> Iterator[str]:
@@ -24,8 +25,12 @@ def check_curriculum(config: RunConfig) -> Iterator[str]:
         yield describe_problem(
             config, "curriculum.stratify", "needs data.source_column: where a row comes from"
         )
-    if curriculum.stratify != "none" and not has_curriculum(config):
-        yield describe_problem(config, "curriculum.stratify", "needs a curriculum.order other than none")
+    if not has_curriculum(config):
+        for key in ("stratify", "pacing", "full_at", "once_per_pass", "buckets"):
+            if getattr(curriculum, key) != getattr(CurriculumConfig, key):
+                yield describe_problem(
+                    config, f"curriculum.{key}", "needs a curriculum.order other than none"
+                )
     if config.alignment.choose == "hardest" and not (is_aligned(config) and config.alignment.share < 1):
         yield describe_problem(
             config, "alignment.choose", "needs matched gradients and an alignment.share below 1"

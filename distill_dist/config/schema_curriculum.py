@@ -45,7 +45,8 @@ class CurriculumConfig:
     """b: share admitted at the start; above 0, to 1. None: 0.01 for `competence`, 0.04 for
     `fixed_exponential`, else 0.2."""
     full_at: float = 0.8
-    """a: share of the run's steps after which everything is in; above 0."""
+    """a: share of the run's steps after which everything is in; above 0. Pools change at the first step of a
+    `batch.length_window`: with few rows take a small one."""
     power: float = 2.0
     """p of `competence`; above 0."""
     increase: float = 1.9

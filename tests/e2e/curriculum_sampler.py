@@ -25,6 +25,7 @@ MODES: dict[str, list[str]] = {
     "random": ["curriculum.order=random"],
     "frozen": ["curriculum.order=frozen"],
     "by label": ["curriculum.stratify=label"],
+    "teacher": ["curriculum.source=teacher"],
     "weighted": ["reliance.rule=weighted", "reliance.control=mean_matched"],
     "bell": ["reliance.rule=bell", "reliance.control=permuted"],
     "repeating": ["curriculum.once_per_pass=false"],

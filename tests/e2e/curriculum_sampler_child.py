@@ -13,7 +13,7 @@ import mmap
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +41,16 @@ class Network:
         words = words + np.uint64(self.state)
         words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         return ((words >> np.uint64(40)) / float(1 << 24)).astype(np.float32) * 4
+
+    def signals(
+        self, items: Sequence[Any], batches_of: Callable[[Any], Sequence[Any]], spec: Any, *, ahead: int
+    ) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        """It answers for batches as models do."""
+        import torch
+
+        for item in items:
+            logits = (self.logits(batch.ids_B.numpy()) for batch in batches_of(item))
+            yield item, tuple(SimpleNamespace(logits_BC=torch.from_numpy(found)) for found in logits)
 
 
 class Alone:
@@ -170,9 +180,9 @@ class Run:
             folder=folder,
             scores=ScoresOfRun(
                 config=config,
-                maker=maker(folder.snapshots, split, network),
-                student=None,  # type: ignore[arg-type]
-                teacher=None,
+                maker=maker(folder.snapshots, split, config),
+                student=network,
+                teacher=Network(1),
                 steps_per_epoch=per_epoch,
                 logs=lambda: [] if served is None else served.paths,
                 pinned=progress["curriculum"].get("snapshot"),
@@ -220,26 +230,28 @@ def settings(prepared: Path, run_dir: Path, changed: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def maker(root: Path, split: Any, network: Network) -> Any:
-    """Snapshots of what ``network`` says of every row."""
+def maker(root: Path, split: Any, config: Any) -> Any:
+    """Makes the snapshots."""
+    import torch
+
     from distill_dist.assemble.snapshots import SnapshotMaker
+    from distill_dist.evaluation.scoring import ScoringPass
 
-    starts = np.concatenate([[0], np.cumsum(split.block_sizes)])
-
-    def logits_NC(source: None, block: int) -> np.ndarray:
-        return network.logits(np.arange(starts[block], starts[block + 1]))
-
+    scoring = ScoringPass(
+        split, rank=0, size=1, micro_tokens=64, pad_token_id=0, num_classes=3, sum_=lambda tensor: tensor,
+        device=torch.device("cpu"), ahead=1,
+    )  # fmt: skip
     return SnapshotMaker(
         root=root,
         group=Alone(),  # type: ignore[arg-type]
-        scoring=SimpleNamespace(split=split, logits_NC=logits_NC),  # type: ignore[arg-type]
+        scoring=scoring,
         labels=split.labels,
         manifest="",
         run="",
-        measure="true_probability",
-        smoothing=0.5,
-        keep=2,
-        with_teacher_loss=False,
+        measure=config.curriculum.measure,
+        smoothing=config.curriculum.smoothing,
+        keep=config.curriculum.keep_snapshots,
+        with_teacher_loss=config.reliance.rule == "weighted",
         should_stop=lambda: False,
         evaluating=contextlib.nullcontext,
     )

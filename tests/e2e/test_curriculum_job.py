@@ -158,7 +158,8 @@ def test_every_order_and_pacing_runs(sampler: Sampler, tmp_path: Path) -> None:
         # all is in from the third of four epochs on: the last serves every row once
         assert sampler.run(tmp_path / str(number), mode, "curriculum.full_at=0.5") == 0, mode
         found[mode] = coverage(tmp_path / str(number))
-        assert found[mode][0] == 400, "before the first snapshot everything is admitted"
+        # before the first snapshot everything is admitted; the teacher's is there from the start
+        assert (found[mode][0] < 400) == (mode == "teacher")
         fetches = tmp_path / str(number) / "fetches"
         if "windows" in mode:
             assert int(fetches.read_text()) == 4 * 8, "each shard once an epoch"

@@ -134,13 +134,16 @@ def test_means_over_two_students_and_several_micro_batches(tmp_path: Path, clock
 
 def test_an_interval_starts_from_nothing(tmp_path: Path, clock: Clock) -> None:
     target = telemetry(tmp_path)
+    waited_s = 0.0
     for step in (1, 2):
         add(target, 4.0 * step, 2.0, real=5, computed=10)
         target.step_done(sequences=4, tokens=5)
         clock.now += 1.0
-        found = speak(target, step, waited_s=0.25 * step)
-        clock.now += 100.0  # an evaluation
-        target.resume_clock()
+        waited_s += 0.25
+        found = speak(target, step, waited_s=waited_s)
+        clock.now += 100.0  # an evaluation, which waits for its teacher too
+        waited_s += 70.0
+        target.resume_clock(waited_s=waited_s)
         assert found["loss/cross_entropy"] == 1.0 * step
         assert found["throughput/samples_per_s"] == 4.0
         assert found["throughput/teacher_wait_share"] == 0.25

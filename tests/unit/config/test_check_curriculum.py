@@ -221,12 +221,28 @@ def test_everything_else_goes_together() -> None:
     ],
 )
 def test_numbers(key: str, good: tuple[float, ...], bad: tuple[float, ...]) -> None:
+    ordered = {"curriculum.order": "easy_to_hard"}
     for number in good:
         assert number in RANGES[key]
-        assert lines_of({key: number}, key) == []
+        assert lines_of({**ordered, key: number}, key) == []
     for number in bad:
         assert number not in RANGES[key]
-        assert len(lines_of({key: number}, key)) == 1
+        assert len(lines_of({**ordered, key: number}, key)) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pacing", "competence"),
+        ("full_at", 0.5),
+        ("once_per_pass", False),
+        ("buckets", 8),
+        ("stratify", "label"),
+    ],
+)
+def test_what_nothing_reads_is_refused(key: str, value: Any) -> None:
+    (line,) = lines_of({f"curriculum.{key}": value}, f"curriculum.{key}")
+    assert "needs a curriculum.order" in line
 
 
 def test_who_reads_scores() -> None:
@@ -257,9 +273,10 @@ def test_all_rules_speak_at_once() -> None:
         "reliance.scale_alignment": True,
     }
     found = [line.split(" = ")[0] for line in problems(values)]
-    # a source column and an order are both missing
+    # a source column and an order are both missing, the order for two fields
     assert sorted(found) == sorted(
         [
+            "curriculum.buckets",
             "curriculum.buckets",
             "curriculum.file",
             "curriculum.score",

@@ -16,9 +16,13 @@ REPOSITORY = Path(__file__).parents[3]
 SHIPPED = sorted((REPOSITORY / "configs").glob("*.yaml"))
 TASKS = ("sst2", "qqp", "mnli", "qnli")
 STUDIES = {
-    "cl": {"curriculum.order": "easy_to_hard"},
+    "cl": {"curriculum.order": "easy_to_hard", "curriculum.stratify": "label"},
     "sr": {"reliance.rule": "gate"},
-    "cl_sr": {"curriculum.order": "easy_to_hard", "reliance.rule": "gate"},
+    "cl_sr": {
+        "curriculum.order": "easy_to_hard",
+        "curriculum.stratify": "label",
+        "reliance.rule": "gate",
+    },
 }
 NAMED_BY_STUDY = re.compile(r"(kd|gkd|gkd_cls)_(cl_sr|cl|sr)_(.+)")
 
