@@ -124,7 +124,7 @@ class Outcome:
             "splits": scores,
             "throughput": self._throughput(),
             "alignment": self.alignment,
-            "curriculum": self.order(),
+            "curriculum": self.order() if self.telemetry.totals.elapsed_s else self._before("curriculum"),
             "versions": versions(),
         }
         self._write(functools.partial(write_json, self.folder.summary, found), self.folder.summary)
@@ -177,11 +177,17 @@ class Outcome:
         scores = self.scorers["dev"].metrics(self._teacher_on("dev"))
         return {**self.teacher.describe(), **scores}
 
+    def _before(self, key: str) -> Any:
+        """What the summary said of a finished run that is started again; None where there is none."""
+        if not self.folder.summary.is_file():
+            return None
+        return json.loads(self.folder.summary.read_text("utf-8")).get(key)
+
     def _throughput(self) -> dict[str, float | None]:
         totals = self.telemetry.totals
-        if not totals.elapsed_s and self.folder.summary.is_file():  # a finished run, started again
-            before: dict[str, float | None] = json.loads(self.folder.summary.read_text("utf-8"))["throughput"]
-            return before
+        if not totals.elapsed_s and (before := self._before("throughput")):
+            found: dict[str, float | None] = before
+            return found
         if not totals.elapsed_s:
             return dict.fromkeys(("samples_per_s", "tokens_per_s", "real_token_share", "teacher_wait_share"))
         return {

@@ -156,7 +156,8 @@ def test_every_order_and_pacing_runs(sampler: Sampler, tmp_path: Path) -> None:
     found: dict[str, Any] = {}
     for number, mode in enumerate(MODES):
         # all is in from the third of four epochs on: the last serves every row once
-        assert sampler.run(tmp_path / str(number), mode, "curriculum.full_at=0.5") == 0, mode
+        more = () if "plain" in mode else ("curriculum.full_at=0.5",)
+        assert sampler.run(tmp_path / str(number), mode, *more) == 0, mode
         found[mode] = coverage(tmp_path / str(number))
         # before the first snapshot everything is admitted; the teacher's is there from the start
         assert (found[mode][0] < 400) == (mode == "teacher")
@@ -172,7 +173,8 @@ def test_every_order_and_pacing_runs(sampler: Sampler, tmp_path: Path) -> None:
     assert own_end["fixed_exponential"][3] < 400
     assert found["repeating"][1] < found["pass"][1], "rows admitted early come again"
     assert {mode: epochs[3] for mode, epochs in found.items()} == dict.fromkeys(found, 400)
-    assert all(epochs[1] < 400 for epochs in found.values()), found
+    fast = {mode for mode, epochs in found.items() if epochs[1] == 400}
+    assert fast <= {"root", "logarithmic"}, found
     orders = [
         batches(tmp_path / str(list(MODES).index(mode)))
         for mode in ("pass", "hard to easy", "random", "frozen", "by label", "windows")
@@ -246,7 +248,7 @@ def test_a_file_of_another_length_is_refused(world: World, shards: Path, tmp_pat
     [
         (("curriculum.source=file", "curriculum.file=s.npy", "reliance.rule=weighted"), "reads probabilities"),
         (("curriculum.source=file", "curriculum.file=s.npy", "reliance.rule=bell"), "reads probabilities"),
-        (("alignment.choose=hardest",), "only with matched gradients"),
+        (("alignment.choose=hardest",), "needs matched gradients"),
         (("curriculum.source=file",), "curriculum.file"),
     ],
     ids=["weighted", "bell", "hardest", "no file"],

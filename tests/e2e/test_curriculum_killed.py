@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +30,8 @@ RUN_KILLS = -(-KILLS // 4) or 3
 CHILD_KILLS = KILLS - RUN_KILLS if KILLS else 16
 SHARD = "data.rows_per_shard=50"  # of 400 rows: a scoring pass has eight files to write
 KILLED_MODES = ("pass", "served", "windows")
-LATE_S = {"scoring": 0.8, "commit": 0.02, "planning": 0.05, "batches": 0.3, "checkpoint": 0.02}
+# what a run is at -> seconds, at most, between its beginning and the kill
+LATE_S = {"scoring": 0.4, "commit": 0.02, "planning": 0.05, "batches": 0.3, "checkpoint": 0.02}
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +131,8 @@ class Killed:
         return killed
 
     def _wait_for_moment(self, started: Started, run_dir: Path) -> bool:
-        """Return some time after the run has begun to do what was drawn; False where it ended before."""
-        wanted = self.chance.choice(list(LATE_S))
+        """Return some time after the run has begun to do what is next in turn; False where it ended before."""
+        wanted = list(LATE_S)[self.starts % len(LATE_S)]
         steps, later = self.chance.randint(1, 30), self.chance.uniform(0, LATE_S[wanted])
         begin = len(trace(run_dir))
         seen = set(snapshot_names(run_dir))
@@ -238,3 +240,19 @@ def result(run_dir: Path) -> dict[str, Any]:
     steps = trace(run_dir)
     assert [line["step"] for line in steps] == list(range(len(steps)))
     return {"trace": steps, "snapshots": snapshot_hashes(run_dir)}
+
+
+def test_what_a_crash_kept_from_being_pruned_goes_with_the_next_start(shards: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with Sampler(shards) as sampler:
+        assert sampler.run(run_dir, "pass") == 0
+        expected = result(run_dir)
+        assert list(expected["snapshots"]) == ["snapshot-00003", "snapshot-00004"]
+        # the commit of number 4 was through, its pruning was not
+        shutil.copytree(run_dir / "snapshots" / "snapshot-00003", run_dir / "snapshots" / "snapshot-00002")
+        (run_dir / "plans" / ".plan-00003.npz.999999999.tmp").touch()
+        (run_dir / "snapshots" / ".snapshot-00002.0123abcd.gone").mkdir()
+        shutil.rmtree(run_dir / "checkpoints" / "step-00000200")
+        assert sampler.run(run_dir, "pass") == 0
+    assert result(run_dir) == expected
+    assert hidden(run_dir) == []
