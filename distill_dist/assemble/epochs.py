@@ -48,6 +48,11 @@ class Epochs:
         assert self.teacher is not None
         return self.teacher.signals(steps, _batches_of, self.spec, ahead=self.prefetch)
 
+    def close(self) -> None:
+        """End what fetches shards."""
+        if self.windowed is not None:
+            self.windowed.close()
+
     def _begin_reading(self, split: WindowedSplit, plan: Plan, step: int) -> None:
         """A length window mixes the rows of all windows of shards that its positions lie in."""
         windows, starts = plan.reading()

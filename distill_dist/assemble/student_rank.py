@@ -11,8 +11,6 @@ import torch
 
 from distill_dist.assemble.alignment import copied_for_probe, describe_alignment, run_probe
 from distill_dist.assemble.curriculum import Curriculum
-from distill_dist.assemble.curriculum_report import CurriculumReport
-from distill_dist.assemble.epochs import Epochs
 from distill_dist.assemble.loading import Loaded, load
 from distill_dist.assemble.outcome import Outcome
 from distill_dist.assemble.place import Place
@@ -20,11 +18,10 @@ from distill_dist.assemble.route import ChosenRoute, choose_route
 from distill_dist.assemble.served_scores import ServedScores
 from distill_dist.assemble.training_rows import (
     build_curriculum,
-    curriculum_loader,
+    build_epochs,
     first_step,
     plain_loader,
     served_scores,
-    windowed_split,
 )
 from distill_dist.comm.environment import prepare_environment
 from distill_dist.comm.rendezvous import peers
@@ -142,45 +139,11 @@ def _train(
         config.method, group.size, engine.zero_stage, config.cluster.teachers, start, last_step, config.batch.size,
         loaded.train.num_rows, place.device,
     )  # fmt: skip
-    telemetry = Telemetry(
-        folder.tensorboard,
-        terms=tuple(loaded.objective.weights),
-        rank=group.rank,
-        students=group.size,
-        sum_=group.sum_,
-        device=place.device,
-        total_steps=last_step,
-        start_step=start,
-        progress=True,
-    )
+    telemetry = _telemetry(place, folder, loaded, group, start=start, last_step=last_step)
     outcome = _outcome(
-        config,
-        place,
-        folder,
-        loaded,
-        group,
-        teacher,
-        engine,
-        itself,
-        telemetry,
-        alignment,
-        curriculum,
-        served,
-    )
-    windowed = windowed_split(config, loaded)
-    epochs = Epochs(
-        curriculum,
-        curriculum_loader(config, plain, curriculum, windowed),
-        windowed,
-        teacher,
-        loaded.objective.signal_spec,
-        prefetch=config.teacher.prefetch,
-        epochs=train.epochs,
-        last_step=last_step,
-        report=CurriculumReport(
-            curriculum, telemetry, loaded.train.labels, loaded.manifest.labels, config.curriculum.measure
-        ),
-    )
+        config, place, folder, loaded, group, teacher, engine, itself, telemetry, alignment, curriculum, served
+    )  # fmt: skip
+    epochs = build_epochs(config, loaded, plain, curriculum, teacher, telemetry, last_step=last_step)
     trainer = Trainer(
         engine=engine,
         student=student,
@@ -210,10 +173,25 @@ def _train(
         return outcome.summary(last_step)
     finally:
         telemetry.close()
-        if windowed is not None:
-            windowed.close()
+        epochs.close()
         if served is not None:
             served.close()
+
+
+def _telemetry(
+    place: Place, folder: RunFolder, loaded: Loaded, group: StudentGroup, *, start: int, last_step: int
+) -> Telemetry:
+    return Telemetry(
+        folder.tensorboard,
+        terms=tuple(loaded.objective.weights),
+        rank=group.rank,
+        students=group.size,
+        sum_=group.sum_,
+        device=place.device,
+        total_steps=last_step,
+        start_step=start,
+        progress=True,
+    )
 
 
 def _student(

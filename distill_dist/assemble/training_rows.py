@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from distill_dist.assemble.curriculum import Curriculum
+from distill_dist.assemble.curriculum_report import CurriculumReport
+from distill_dist.assemble.epochs import Epochs
 from distill_dist.assemble.loading import Loaded
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.resume import run_digest
@@ -31,6 +33,8 @@ from distill_dist.evaluation.split import SignalSource
 from distill_dist.records import Step
 from distill_dist.run_folder import RunFolder
 from distill_dist.stop_signal import StopSignal
+from distill_dist.teacher.client import Teacher
+from distill_dist.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +67,34 @@ def first_step(loader: StepLoader) -> Step:
     return next(loader.steps(start_step=0, epochs=1))
 
 
-def curriculum_loader(
+def build_epochs(
+    config: RunConfig,
+    loaded: Loaded,
+    plain: StepLoader,
+    curriculum: Curriculum,
+    teacher: Teacher | None,
+    telemetry: Telemetry,
+    *,
+    last_step: int,
+) -> Epochs:
+    """The run's epochs; logs what reading them will cost."""
+    windowed = _windowed_split(config, loaded)
+    return Epochs(
+        curriculum,
+        _curriculum_loader(config, plain, curriculum, windowed),
+        windowed,
+        teacher,
+        loaded.objective.signal_spec,
+        prefetch=config.teacher.prefetch,
+        epochs=config.train.epochs,
+        last_step=last_step,
+        report=CurriculumReport(
+            curriculum, telemetry, loaded.train.labels, loaded.manifest.labels, config.curriculum.measure
+        ),
+    )
+
+
+def _curriculum_loader(
     config: RunConfig, plain: StepLoader, curriculum: Curriculum, windowed: WindowedSplit | None
 ) -> StepLoader:
     """``plain`` in the curriculum's order, with its λ."""
@@ -76,7 +107,7 @@ def curriculum_loader(
     )
 
 
-def windowed_split(config: RunConfig, loaded: Loaded) -> WindowedSplit | None:
+def _windowed_split(config: RunConfig, loaded: Loaded) -> WindowedSplit | None:
     """What reads shards whole, where `data.window_shards` says so. Logs what reading will cost, either way."""
     _log.info("%s", read_report(loaded.train, window_shards=config.data.window_shards).text)
     return WindowedSplit(loaded.train) if config.data.window_shards else None
