@@ -1,8 +1,10 @@
 # make demo    the main job on a generated corpus, from nothing: environment, install, run
 # make test    what the tests need, then the tests
 # make matrix  every combination of route, ZeRO stage, kernel, checkpointing, accumulation and precision (slow)
+# make crash   200 and more processes killed at random moments, 50 of them real runs: the same samples come out (slow)
 # make lint    ruff and mypy
 # make bench   measurements (slow)
+# make bench-curriculum   the curriculum at 1e7 to 1e9 rows against Mosaic Streaming and DeepSpeed (slow, 30 GB of disk)
 # make clean   remove the environment and caches; runs/ and prepared/ stay
 
 PYTHON ?= python3
@@ -17,10 +19,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/installed
 INSTALLED_TEST := $(VENV)/installed-test
 INSTALLED_LINT := $(VENV)/installed-lint
+# what the benchmark compares with needs another numpy and another transformers than we do
+STREAMING_VENV ?= .venv-streaming
+STREAMING_PIP := $(STREAMING_VENV)/bin/python -m pip --disable-pip-version-check
 
 # stdout is for results: `make demo` ends with one JSON line
 .SILENT:
-.PHONY: install demo test matrix lint bench clean
+.PHONY: install demo test matrix crash lint bench bench-curriculum clean
 
 install: $(INSTALLED)
 
@@ -50,6 +55,12 @@ test: $(INSTALLED_TEST)
 matrix: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_WHOLE_MATRIX=1 $(BIN)/python -m pytest -p no:cacheprovider tests/multi/test_routes.py
 
+# KILLS=80: fewer; a quarter of them are real runs
+KILLS ?= 200
+crash: $(INSTALLED_TEST)
+	OMP_NUM_THREADS=1 DISTILL_KILLS=$(KILLS) $(BIN)/python -m pytest -s -p no:cacheprovider \
+		tests/e2e/test_curriculum_killed.py tests/multi/test_snapshot_kills.py
+
 lint: $(INSTALLED_LINT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,6 +70,18 @@ bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py padding
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py gradients
 
+bench-curriculum: $(INSTALLED) $(STREAMING_VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py curriculum --streaming-python $(STREAMING_VENV)/bin/python
+
+# --no-deps: it also asks for the clients of five clouds, which it imports when a remote is read; the third line is
+# what its data set imports
+$(STREAMING_VENV)/installed: Makefile
+	test -x $(STREAMING_VENV)/bin/python || $(PYTHON) -m venv $(STREAMING_VENV)
+	$(STREAMING_PIP) install --quiet "$(TORCH)" "numpy<2.2"
+	$(STREAMING_PIP) install --quiet brotli catalogue pillow "python-snappy<1" tqdm "transformers<5" "xxhash<4" "zstd<2"
+	$(STREAMING_PIP) install --quiet --no-deps mosaicml-streaming==0.13.0
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(STREAMING_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -35,12 +35,14 @@ def launch(
     flags: Callable[[argparse.ArgumentParser], None] | None = None,
     need: Need = "train",
     config_path: Callable[[argparse.Namespace], Path | None] | None = None,
+    folder: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
     """Read the command line, run ``main(config, args)``, print its result as one JSON line, and exit.
 
     ``flags`` adds the launcher's own options to the parser; ``need`` says how much of the configuration the
     launcher reads; ``config_path`` names the file where `--config` is absent (say, the run folder's own).
+    With ``folder``, its help, a folder is the first word that is no option: ``args.folder``, a Path.
     The JSON line comes from rank 0 only (environment variable RANK, absent in a single process). Always
     raises SystemExit, except for a bug in ``main``, whose exception goes through.
     """
@@ -48,7 +50,7 @@ def launch(
     # Read when torch is imported: its C++ parts warn on stderr of every socket that closes at the end of a run.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        args, config = _read(build_parser(description, flags), config_path, need, argv)
+        args, config = _read(build_parser(description, flags, folder), config_path, need, argv)
     except UserError as error:
         # every rank reads the same words: one message is enough
         _exit(EXIT_USER_ERROR, f"error: {error}" if rank == "0" else None)
@@ -97,9 +99,11 @@ def _read(
 
 
 def build_parser(
-    description: str, flags: Callable[[argparse.ArgumentParser], None] | None = None
+    description: str,
+    flags: Callable[[argparse.ArgumentParser], None] | None = None,
+    folder: str | None = None,
 ) -> argparse.ArgumentParser:
-    """A launcher's parser: `--config`, overrides, its own ``flags``, and what DeepSpeed's launcher adds."""
+    """A launcher's parser: `--config`, ``folder``, overrides, ``flags``, and what DeepSpeed's launcher adds."""
     parser = _Parser(
         description=description,
         epilog=help_text(),
@@ -107,6 +111,8 @@ def build_parser(
         allow_abbrev=False,  # or --conf would work until a launcher adds --confirm
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of the run")
+    if folder is not None:
+        parser.add_argument("folder", type=Path, metavar="DIR", help=folder)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="fields of the configuration, over the file's"
     )
@@ -138,6 +144,22 @@ def _print_json(result: dict[str, Any]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             _exit(EXIT_USER_ERROR, f"error: the result cannot be printed: standard output: {error.strerror}")
+
+
+def leave_at_once(ended: SystemExit) -> NoReturn:
+    """End the process with the code of ``ended``, without the interpreter's teardown where that is not 0.
+
+    Then siblings leave at their own times, and a thread of torch's that hears a connection break while the group is
+    being torn down aborts the process: seen once in some 25 refusals on a busy machine, as SIGABRT instead of code 2.
+    Whatever matters is written by then.
+    """
+    if ended.code in (0, None):
+        raise ended
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(ended.code if isinstance(ended.code, int) else 1)
 
 
 def _exit(code: int, message: str | None) -> NoReturn:

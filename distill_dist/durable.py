@@ -18,8 +18,14 @@ from pathlib import Path
 from typing import Any
 
 _log = logging.getLogger(__name__)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.tmp")
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether there is no room, or no quota, for what was written."""
+    return error.errno in _DISK_FULL
 
 
 def sync_folder(folder: Path) -> None:

@@ -46,8 +46,12 @@ def probe(
     """Compare the gradients; a collective of all students. Only before the first step: leaves the engine as it was.
 
     ``copy`` has the student's weights, whole and in fp32; ``signal`` is the teacher's for ``batch``, at most ROWS rows.
+    Rows that have a λ of their own get another: theirs may be 0 on all of them, which would prove nothing.
     """
     started = time.perf_counter()
+    if batch.reliance_B is not None:
+        reliance_B = torch.linspace(0.25, 0.75, len(batch.reliance_B), device=batch.reliance_B.device)
+        batch = replace(batch, reliance_B=reliance_B)
     counts = _global_counts(batch, group)
     engine.module.train()
     for last, (half, its_signal) in enumerate(_halves(batch, signal)):

@@ -48,6 +48,9 @@ class Batch:
     is_real_B: Tensor  # bool
     # Weight of its aligned terms, one over the share of rows that have them; 0: it has none (`alignment.share`).
     alignment: float = 1.0
+    # float32, λ of every row (METHOD.md §4); None: the objective's own constant for all of them.
+    reliance_B: Tensor | None = None
+    positions_B: Tensor | None = None  # int64, the row's place in its global batch; 0 for filler rows
 
     @property
     def inputs(self) -> Inputs:
@@ -56,8 +59,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on ``device``; asynchronous where the memory is pinned."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "alignment"}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ config.yaml  deepspeed.json  versions.json   what ran
 state.json                                   the verdict, since launchers lose exit codes
 logs/rank-00002.log                          one per process
 checkpoints/  tensorboard/  trace-*.jsonl    while it runs
+snapshots/  plans/  served/                  of the curriculum: scores, the epoch's order, the score logs
 model/                                       the best epoch as a Hugging Face folder
 summary.json                                 the result
 .lock                                        host and process of the run that is under way
@@ -11,7 +12,6 @@ summary.json                                 the result
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -28,6 +28,7 @@ from typing import Any
 from distill_dist.durable import (
     durable_folder,
     hold_lock,
+    is_disk_full,
     recover_folders,
     remove_stale,
     sha256_file,
@@ -38,7 +39,6 @@ from distill_dist.errors import Interrupted, UserError
 BEST = "best_epoch.json"  # beside the weights
 _log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "webdataset", "omegaconf", "tensorboard")
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunFolder:
@@ -54,6 +54,9 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.model = path / "model"
+        self.snapshots = path / "snapshots"
+        self.plans = path / "plans"
+        self.served = path / "served"
         self.summary = path / "summary.json"
 
     def claim(self) -> None:
@@ -143,8 +146,9 @@ class RunFolder:
     def verdict(self, *, writes: bool) -> Iterator[None]:
         """Write the verdict of what happens inside the block.
 
-        ``writes`` for the rank that speaks; any other rank speaks only when it was interrupted, because the
-        first may be the one that died. A full disk becomes Interrupted: it can be mended, and the run goes on.
+        ``writes`` for the rank that speaks; any other rank speaks when it fails or is interrupted, because the first
+        may be the one that died, or only hear of it. What failed stands: who lost a rank that failed, or hears from
+        another what is wrong, adds nothing. A full disk becomes Interrupted: it can be mended, and the run goes on.
         """
         if writes:
             self.set_state("running", process=os.getpid())
@@ -152,10 +156,12 @@ class RunFolder:
             with full_disk_interrupts():
                 yield
         except (Interrupted, KeyboardInterrupt) as error:
-            self._say_if_possible("stopped", resumable=True, reason=str(error) or type(error).__name__)
+            if self._state().get("state") != "failed":
+                self._say_if_possible("stopped", resumable=True, reason=str(error) or type(error).__name__)
             raise
         except BaseException as error:
-            if writes:
+            hearsay = isinstance(error, UserError) and error.said
+            if not (hearsay and self._state().get("state") == "failed"):
                 reason = f"{type(error).__name__}: {error}"
                 self._say_if_possible("failed", resumable=False, reason=reason)
             raise
@@ -198,7 +204,7 @@ def full_disk_interrupts() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if not is_disk_full(error):
             raise
         where = f" to {error.filename}" if error.filename else ""
         raise Interrupted(

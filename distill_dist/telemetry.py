@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -81,9 +82,13 @@ class Telemetry:
         self._tokens += tokens
         self._bar.update()
 
-    def resume_clock(self) -> None:
-        """Leave out of the throughput what lay between two intervals (evaluation, checkpoints)."""
+    def resume_clock(self, *, waited_s: float) -> None:
+        """Leave out of the throughput what lay between two intervals (evaluation, scores, checkpoints).
+
+        ``waited_s`` so far: what those waited for teachers is left out as well.
+        """
         self._since = time.perf_counter()
+        self._waited_before = waited_s
 
     def speak(
         self, step: int, *, learning_rate: float, gradient_norm: float | None, waited_s: float
@@ -125,8 +130,7 @@ class Telemetry:
         self._device_sums.zero_()
         self._host_sums = [0.0, 0.0]
         self._sequences = self._tokens = 0
-        self._waited_before = waited_s
-        self.resume_clock()
+        self.resume_clock(waited_s=waited_s)
         return scalars
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
@@ -134,6 +138,28 @@ class Telemetry:
         if self._writer is not None:
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, step)
+
+    def histograms(self, step: int, histograms: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Tag -> (int counts [bins], edges [bins + 1]) to TensorBoard, on student 0: bins already summed by whoever
+        counted. Means and spreads that TensorBoard stores beside them take every value at its bin's middle.
+        """
+        if self._writer is None:
+            return
+        for name, (counts, edges) in histograms.items():
+            filled = np.flatnonzero(counts)
+            middles = (edges[:-1] + edges[1:]) / 2
+            self._writer.add_histogram_raw(
+                name,
+                # TensorBoard draws the outermost bins that are filled from `min` and to `max`
+                min=float(edges[filled[0]]) if filled.size else 0.0,
+                max=float(edges[filled[-1] + 1]) if filled.size else 0.0,
+                num=int(counts.sum()),
+                sum=float(counts @ middles),
+                sum_squares=float(counts @ middles**2),
+                bucket_limits=edges[1:].tolist(),
+                bucket_counts=counts.tolist(),
+                global_step=step,
+            )
 
     def close(self) -> None:
         """Flush everything. A full disk is only a warning: what ends the run must not be hidden by it."""

@@ -28,7 +28,10 @@ StepWithSignals = tuple[Step, tuple[TeacherSignal | None, ...]]
 
 @dataclass
 class Trainer:
-    """One student's loop. ``save`` and ``end_epoch`` are collectives; both get the number of finished steps."""
+    """One student's loop. ``open_epoch``, ``save``, ``end_epoch`` are collectives of the finished steps' number.
+
+    ``open_epoch`` gives the steps with their signals from there to the end of the epoch, or of the run.
+    """
 
     engine: Engine
     student: StudentStep
@@ -38,19 +41,24 @@ class Trainer:
     learning_rate: Callable[[int], float]
     should_stop: Callable[[], bool]
     waited_s: Callable[[], float]
+    open_epoch: Callable[[int], Iterator[StepWithSignals]]
     save: Callable[[int], None]
     end_epoch: Callable[[int], None]
     teacher_names: tuple[str, ...]
-    committed: Callable[[Step, list[LossTerms]], None] | None
+    committed: tuple[Callable[[Step, list[LossTerms]], None], ...]
     seed: int
     steps_per_epoch: int
     last_step: int
     log_every: int
     checkpoint_every: int
 
-    def run(self, stream: Iterator[StepWithSignals], *, start: int) -> None:
+    def run(self, *, start: int) -> None:
         """Train from step ``start`` to ``last_step``. Raises Interrupted after saving when it has to stop early."""
+        stream: Iterator[StepWithSignals] = iter(())
         for done in range(start, self.last_step):
+            if done == start or done % self.steps_per_epoch == 0:
+                stream = self.open_epoch(done)
+                self.telemetry.resume_clock(waited_s=self.waited_s())
             step, signals = self._open(stream, done, start)
             assert step.number == done, (step.number, done)
             self._take(step, signals)
@@ -60,7 +68,7 @@ class Trainer:
                 self.end_epoch(finished)
             if ends_epoch or (self.checkpoint_every and finished % self.checkpoint_every == 0):
                 self.save(finished)
-                self.telemetry.resume_clock()
+                self.telemetry.resume_clock(waited_s=self.waited_s())
 
     def _open(self, stream: Iterator[StepWithSignals], done: int, start: int) -> StepWithSignals:
         """The next step once every student holds its signals; no collective of the step ever waits for a teacher."""
@@ -114,8 +122,8 @@ class Trainer:
             speaks = True  # a checkpoint never holds a step whose loss nobody looked at
         rate = self.learning_rate(step.number)
         norm = self.engine.step(rate, measure_norm=speaks)
-        if self.committed is not None:
-            self.committed(step, micro_batches)
+        for listener in self.committed:
+            listener(step, micro_batches)
         self.telemetry.step_done(sequences=step.counts.sequences, tokens=step.counts.tokens)
         if speaks:
             self.telemetry.speak(finished, learning_rate=rate, gradient_norm=norm, waited_s=self.waited_s())

@@ -2,15 +2,19 @@
 
     python launcher/bench.py padding [--config configs/teacher_sst2_minilm.yaml] [--steps 40] [key=value …]
     python launcher/bench.py gradients [--shape minilm|bert_base|both] [--device cpu|cuda] [--threads 1] [--repeats N]
+    python launcher/bench.py curriculum [--rows 1e7 1e8 1e9] [--folder DIR] [--streaming-python PATH]
 
 `padding`: what grouping by length buys over random batches and over padding to the longest row.
 `gradients`: what gradient alignment costs by each route, in time and memory over plain distillation, and its error;
 on random models and rows as long as SST-2's, so it takes no configuration.
+`curriculum`: what an epoch's order costs (plan, memory, resume, ids per second) against Mosaic Streaming's shuffle and
+DeepSpeed's data sampler, and how even exact quotas make batches; on random scores, no configuration either.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +25,8 @@ from distill_dist.command_line import Main, launch
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.prepare import prepare
 from distill_dist.errors import EXIT_USER_ERROR, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def _progress(text: str) -> None:
@@ -45,6 +51,11 @@ def padding(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _refuse_configuration(name: str, args: argparse.Namespace) -> None:
+    if args.config is not None or args.overrides:
+        raise UserError(f"{name} reads no configuration: leave --config and key=value away")
+
+
 def add_gradients_flags(parser: argparse.ArgumentParser) -> None:
     """Options of `gradients`."""
     parser.add_argument(
@@ -62,8 +73,7 @@ def add_gradients_flags(parser: argparse.ArgumentParser) -> None:
 
 def gradients(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of `gradients`."""
-    if args.config is not None or args.overrides:
-        raise UserError("gradients reads no configuration: leave --config and key=value away")
+    _refuse_configuration("gradients", args)
     for name in ("threads", "repeats"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -82,6 +92,54 @@ def gradients(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def num_rows(text: str) -> int:
+    """1e8 -> 100000000; argparse shows the ValueError of anything else as the option's error."""
+    rows = float(text)
+    if rows < 1 or not rows.is_integer():
+        raise ValueError(text)
+    return int(rows)
+
+
+def add_curriculum_flags(parser: argparse.ArgumentParser) -> None:
+    """Options of `curriculum`."""
+    parser.add_argument(
+        "--rows",
+        type=num_rows,
+        nargs="+",
+        metavar="N",
+        help="sizes (default: 1e7 1e8 1e9; those that memory or disk is too small for are left out, which is said)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(os.environ.get("TMPDIR") or "/var/tmp"),
+        help="for temporary files, on the disk to read scores from: 26 bytes a row (default: $TMPDIR, else /var/tmp)",
+    )
+    parser.add_argument(
+        "--streaming-python",
+        type=Path,
+        default=ROOT / ".venv-streaming" / "bin" / "python",
+        metavar="PATH",
+        help="interpreter that has mosaicml-streaming (default: .venv-streaming's, of make bench-curriculum)",
+    )
+
+
+def curriculum(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of `curriculum`."""
+    _refuse_configuration("curriculum", args)
+    if not args.folder.is_dir():
+        raise UserError(f"--folder {args.folder}: there is no such folder")
+    from distill_dist.bench.curriculum import Sizes, measure_curriculum
+    from distill_dist.bench.curriculum_table import table
+
+    sizes = Sizes(rows=tuple(args.rows)) if args.rows else Sizes()
+    found = measure_curriculum(
+        sizes, streaming_python=args.streaming_python, folder=args.folder, progress=_progress
+    )
+    print(f"\r{'':40}\r{table(found)}", file=sys.stderr)
+    return found
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """What a benchmark runs, and its own options."""
@@ -93,6 +151,7 @@ class Benchmark:
 BENCHMARKS = {
     "padding": Benchmark(padding, add_padding_flags),
     "gradients": Benchmark(gradients, add_gradients_flags),
+    "curriculum": Benchmark(curriculum, add_curriculum_flags),
 }
 
 
@@ -104,7 +163,7 @@ def all_flags(parser: argparse.ArgumentParser) -> None:
 
 def config_of_bench(args: argparse.Namespace) -> Path:
     """Without --config the demo's teacher: its corpus is generated, so the benchmark runs anywhere."""
-    return Path(__file__).resolve().parents[1] / "configs" / "demo_teacher.yaml"
+    return ROOT / "configs" / "demo_teacher.yaml"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import os
 from typing import Any
 
-from distill_dist.command_line import launch
+from distill_dist.command_line import launch, leave_at_once
 from distill_dist.config.schema import RunConfig
 from distill_dist.stop_signal import StopSignal
 
@@ -27,4 +27,7 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    launch(main, description=__doc__ or "")
+    try:
+        launch(main, description=__doc__ or "")
+    except SystemExit as ended:
+        leave_at_once(ended)

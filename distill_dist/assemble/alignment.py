@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from distill_dist.errors import UserError
 from distill_dist.models.build import set_attention, set_checkpointing
 from distill_dist.models.encoder import encoder_parts
 from distill_dist.models.width_maps import WIDTH_MAPS
-from distill_dist.probe import first_rows, probe
+from distill_dist.probe import Probe, first_rows, probe
 from distill_dist.records import Batch, Step
 from distill_dist.student import StudentStep
 from distill_dist.teacher.client import Teacher
@@ -69,7 +70,7 @@ def run_probe(
     ((_, (signal,)),) = teacher.signals([batch], _alone, spec, ahead=0)
     device = next(plain.parts.model.parameters()).device
     found = probe(engine, student, plain, batch.to(device), signal.to(device), group)
-    tolerance = _tolerance(config, route)
+    tolerance = _tolerance(config, route, found)
     _log.info(
         "probe: gradient differs by %.1e of itself, %.1e of its aligned part (at most %.0e), in %.1f s",
         found.whole_error, found.aligned_error, tolerance, found.seconds,
@@ -87,12 +88,22 @@ def _alone(batch: Batch) -> tuple[Batch]:
     return (batch,)
 
 
-def _tolerance(config: RunConfig, route: ChosenRoute) -> float:
+def _tolerance(config: RunConfig, route: ChosenRoute, found: Probe) -> float:
     if config.alignment.tolerance is not None:
         return config.alignment.tolerance
     if config.train.precision != "fp32":
         return 0.5  # rounding of the other terms, often ten times as large, counts too
-    return 0.02 if route.route.name == "central_difference" else 1e-3
+    return _rounding(found) + (0.02 if route.route.name == "central_difference" else 1e-3)
+
+
+def _rounding(found: Probe) -> float:
+    """What rounding of all terms may look like beside a small aligned part: 1e-6 of the whole gradient."""
+    if not (found.whole_error and math.isfinite(found.aligned_error)):
+        return 0.0
+    rounding = 1e-6 * found.aligned_error / found.whole_error
+    if rounding > 0.5:
+        _log.warning("the aligned terms weigh so little that the probe proves nothing of them")
+    return rounding
 
 
 def _disagreement(config: RunConfig, route: ChosenRoute, stage: int, error: float, tolerance: float) -> str:

@@ -18,7 +18,9 @@ from distill_dist.assemble.objective import build_objective, build_width_maps
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.resume import check_identity, run_identity
 from distill_dist.config.deepspeed_json import load_deepspeed_json
+from distill_dist.config.methods import reads_scores
 from distill_dist.config.schema import RunConfig
+from distill_dist.curriculum.score_file import scores_from_file
 from distill_dist.data.loader import evaluation_batches
 from distill_dist.data.manifest import Manifest, load_manifest, manifest_hash
 from distill_dist.data.shards import PreparedSplit, open_split
@@ -65,10 +67,13 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
     if maps is not None:
         student.model.add_module(WIDTH_MAPS, maps)
     identity = run_identity(config, manifest_hash(manifest))
+    train = open_split(prepared, "train")
+    if config.curriculum.source == "file" and reads_scores(config):
+        scores_from_file(Path(config.curriculum.file), train.num_rows)  # refused here, nothing has begun
     resumed = _find_checkpoint(config, folder, identity)
     return Loaded(
         manifest=manifest,
-        train=open_split(prepared, "train"),
+        train=train,
         scored={name: _share(config, place, manifest, name) for name in manifest.splits if name != "train"},
         tokenizer=prepared / "tokenizer",
         student=student,

@@ -42,13 +42,14 @@ def check_prepared(config: RunConfig, manifest: Manifest) -> None:
     """Raises UserError when the run's `data` section says something else than the folder was prepared with."""
     data = config.data
     task = resolve_task(data)
-    layouts = [list(layout.columns) for layout in task.layouts]
+    layouts = [[*layout.texts, layout.label] for layout in task.layouts]
     generated = (
         manifest.request["splits"]["train"].get("generator") if data.source == "synthetic_nli" else None
     )
     said = {
         "data.source": (data.source, manifest.request["source"]),
         "data.text_columns and data.label_column": (layouts, manifest.request["layouts"]),
+        "data.source_column": (data.source_column, manifest.request["source_column"]),
         "data.max_length": (data.max_length, manifest.max_length),
         "data.labels": (task.labels, manifest.labels),
         "data.splits": (sorted(data.splits), sorted(manifest.splits)),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from distill_dist.assemble.models import TeacherShape
-from distill_dist.config.methods import aligned_positions, matches_states
+from distill_dist.config.methods import aligned_positions, matches_states, relies_selectively
 from distill_dist.config.schema import RunConfig
+from distill_dist.curriculum.reliance import largest
 from distill_dist.errors import UserError
 from distill_dist.models.encoder import EncoderParts
 from distill_dist.models.layer_map import matched_layers
@@ -41,7 +42,17 @@ def build_objective(config: RunConfig, student: EncoderParts, teacher: TeacherSh
         noise_spec=NoiseSpec(config.objective.noise_std, config.objective.noise_draws, config.seed),
         teacher_layers=layers[0],
         student_layers=layers[1],
+        per_row=relies_selectively(config),
+        scale_alignment=_scale(config),
     )
+
+
+def _scale(config: RunConfig) -> float | None:
+    reliance = config.reliance
+    if not reliance.scale_alignment or reliance.rule == "constant":
+        return None
+    assert reliance.maximum is not None
+    return largest(reliance.rule, reliance.maximum)
 
 
 def build_width_maps(objective: Objective, student: EncoderParts, teacher: TeacherShape) -> WidthMaps | None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,6 +22,7 @@ from distill_dist.config.schema import RunConfig
 from distill_dist.durable import write_json
 from distill_dist.engine import Engine
 from distill_dist.errors import Interrupted
+from distill_dist.evaluation.scoring import evaluating
 from distill_dist.evaluation.split import SplitScorer, loyalty
 from distill_dist.models.width_maps import WIDTH_MAPS
 from distill_dist.run_folder import RunFolder, versions
@@ -55,19 +54,27 @@ class Outcome:
         dict[str, Any] | None
     )  # {"step", "value"} of the best epoch so far; on student 0 "sha256" of its weights
     saved_step: int  # of the newest checkpoint, which this run wrote or goes on from; 0: none
+    curriculum: Callable[[], dict[str, Any]]  # its state for a checkpoint; a collective
+    order: Callable[[], dict[str, Any] | None]  # what the summary says of the curriculum; None without one
     _teacher_logits: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def save(self, step: int) -> None:
         """Checkpoint after ``step`` finished steps, unless it is there. Raises Interrupted on a full disk."""
         if step == self.saved_step:
             return  # a stop right after an epoch's end
+        progress = {
+            "step": step,
+            "best": self.best,
+            "identity": self.identity,
+            "curriculum": self.curriculum(),
+        }
         write = functools.partial(
             checkpoint.save,
             self.folder.checkpoints,
             step=step,
             previous=self.saved_step,
             tensors=self.engine.state_dict(),
-            progress={"step": step, "best": self.best, "identity": self.identity},
+            progress=progress,
             keep=self.config.train.keep_last,
         )
         self._write(write, self.folder.checkpoints)
@@ -97,7 +104,7 @@ class Outcome:
         dev = scores["dev"]
         loyal: dict[str, float] = {key: dev[key] for key in ("ll", "pl") if key in dev}
         if self.teacher is not None and self.config.evaluate.saliency:
-            with self._evaluating():
+            with evaluating(self.engine.module):
                 value = self.scorers["dev"].saliency_loyalty(self.student, self.teacher)
             loyal["sl_spearman_norm"] = value
         found = {
@@ -117,6 +124,7 @@ class Outcome:
             "splits": scores,
             "throughput": self._throughput(),
             "alignment": self.alignment,
+            "curriculum": self.order() if self.telemetry.totals.elapsed_s else self._before("curriculum"),
             "versions": versions(),
         }
         self._write(functools.partial(write_json, self.folder.summary, found), self.folder.summary)
@@ -146,7 +154,7 @@ class Outcome:
 
     def _score(self, split: str) -> dict[str, float]:
         scorer = self.scorers[split]
-        with self._evaluating():
+        with evaluating(self.engine.module):
             student_NC = scorer.logits_NC(self.student)
         found = scorer.metrics(student_NC)
         if self.teacher is not None:
@@ -169,11 +177,17 @@ class Outcome:
         scores = self.scorers["dev"].metrics(self._teacher_on("dev"))
         return {**self.teacher.describe(), **scores}
 
+    def _before(self, key: str) -> Any:
+        """What the summary said of a finished run that is started again; None where there is none."""
+        if not self.folder.summary.is_file():
+            return None
+        return json.loads(self.folder.summary.read_text("utf-8")).get(key)
+
     def _throughput(self) -> dict[str, float | None]:
         totals = self.telemetry.totals
-        if not totals.elapsed_s and self.folder.summary.is_file():  # a finished run, started again
-            before: dict[str, float | None] = json.loads(self.folder.summary.read_text("utf-8"))["throughput"]
-            return before
+        if not totals.elapsed_s and (before := self._before("throughput")):
+            found: dict[str, float | None] = before
+            return found
         if not totals.elapsed_s:
             return dict.fromkeys(("samples_per_s", "tokens_per_s", "real_token_share", "teacher_wait_share"))
         return {
@@ -182,16 +196,6 @@ class Outcome:
             "real_token_share": totals.real_tokens / totals.computed_tokens,
             "teacher_wait_share": totals.waited_s / (totals.elapsed_s * self.group.size),
         }
-
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Dropout off, and back to what it was."""
-        self.engine.module.eval()
-        try:
-            with torch.random.fork_rng(devices=[]):
-                yield
-        finally:
-            self.engine.module.train()
 
 
 def _is_map(name: str) -> bool:

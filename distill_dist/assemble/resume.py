@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -13,14 +15,23 @@ _FREE = (
     "run_dir", "deepspeed_config", "data.", "cluster.", "evaluate.", "teacher.prefetch", "teacher.deadline_s",
     "teacher.lease_s", "batch.micro_tokens", "batch.pad_to", "train.max_steps", "train.resume",
     "train.checkpoint_every", "train.keep_last", "train.log_every", "train.trace", "student.attention",
-    "student.checkpointing", "student.compile", "alignment.probe", "alignment.tolerance",
+    "student.checkpointing", "student.compile", "alignment.probe", "alignment.tolerance", "curriculum.memory_mib",
+    "curriculum.keep_snapshots", "curriculum.final_snapshot",
 )  # fmt: skip
+_ORDERS = ("data.window_shards",)  # although it is below a free one
 
 
 def run_identity(config: RunConfig, manifest_hash: str) -> dict[str, Any]:
     """Everything that must be equal for a checkpoint to go on; flat, by dotted key, ready for JSON."""
-    found = {key: value for key, value in _flat(asdict(config), "") if not key.startswith(_FREE)}
+    found = {
+        key: value for key, value in _flat(asdict(config), "") if key in _ORDERS or not key.startswith(_FREE)
+    }
     return {**found, "prepared data": manifest_hash}
+
+
+def run_digest(identity: dict[str, Any]) -> str:
+    """sha256 of ``run_identity``: what a run's snapshots are signed with."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def check_identity(saved: dict[str, Any], now: dict[str, Any], *, checkpoint: str) -> None:

@@ -90,6 +90,7 @@ def _without_places(config: RunConfig) -> RunConfig:
         run_dir="",
         deepspeed_config="",
         data=replace(config.data, path="", prepared="", tokenizer=""),
+        curriculum=replace(config.curriculum, file=""),
         student=replace(config.student, path=""),
         teacher=replace(config.teacher, path=""),
     )

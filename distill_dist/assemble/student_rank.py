@@ -5,16 +5,24 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from distill_dist.assemble.alignment import copied_for_probe, describe_alignment, run_probe
+from distill_dist.assemble.curriculum import Curriculum
 from distill_dist.assemble.loading import Loaded, load
 from distill_dist.assemble.outcome import Outcome
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.route import ChosenRoute, choose_route
+from distill_dist.assemble.served_scores import ServedScores
+from distill_dist.assemble.training_rows import (
+    build_curriculum,
+    build_epochs,
+    first_step,
+    plain_loader,
+    served_scores,
+)
 from distill_dist.comm.environment import prepare_environment
 from distill_dist.comm.rendezvous import peers
 from distill_dist.comm.rpc_world import RpcWorld
@@ -22,15 +30,12 @@ from distill_dist.comm.students import StudentGroup
 from distill_dist.config.deepspeed_json import zero_stage
 from distill_dist.config.load import dump_config
 from distill_dist.config.schema import RunConfig
-from distill_dist.curriculum.order import RandomOrder
 from distill_dist.data.loader import StepLoader
 from distill_dist.engine import Engine
 from distill_dist.errors import UserError
 from distill_dist.evaluation.split import SplitScorer
 from distill_dist.models.build import compile_layers
 from distill_dist.models.encoder import encoder_parts
-from distill_dist.objectives.objective import Objective
-from distill_dist.records import Batch, Step
 from distill_dist.run_folder import RunFolder
 from distill_dist.schedule import learning_rate
 from distill_dist.stop_signal import StopSignal
@@ -38,7 +43,7 @@ from distill_dist.student import StudentStep
 from distill_dist.teacher.client import LocalTeacher, RemoteTeacher, Teacher
 from distill_dist.telemetry import Telemetry
 from distill_dist.trace import Trace
-from distill_dist.trainer import StepWithSignals, Trainer
+from distill_dist.trainer import Trainer
 
 # Longest wait for a teacher to hear that its student leaves; one that does not hear has its lease.
 RELEASE_S = 5.0
@@ -118,28 +123,27 @@ def _train(
     teacher: Teacher | None,
 ) -> dict[str, Any]:
     train = config.train
-    loader = _loader(config, loaded, group)
-    engine, student, alignment = _student(config, place, loaded, group, teacher, loader)
-    total_steps = train.epochs * loader.steps_per_epoch
+    plain = plain_loader(config, loaded, group)
+    engine, student, alignment = _student(config, place, loaded, group, teacher, plain)
+    itself = LocalTeacher(encoder_parts(engine.module), place.device)
+    served = served_scores(config, loaded, group, folder)
+    curriculum = build_curriculum(
+        config, place, loaded, group, folder, engine, stop,
+        student=itself, teacher=teacher, loader=plain, served=served,
+    )  # fmt: skip
+    total_steps = curriculum.total_steps
     last_step = min(total_steps, train.max_steps or total_steps)
     start = 0 if loaded.resumed is None else int(loaded.resumed.progress["step"])
     _log.info(
-        "%s: %d student(s) at ZeRO %d, %d teacher(s), steps %d to %d of %d rows, on %s",
+        "%s: %d student(s) at ZeRO %d, %d teacher(s), steps %d to %d of %d rows out of %d, on %s",
         config.method, group.size, engine.zero_stage, config.cluster.teachers, start, last_step, config.batch.size,
-        place.device,
+        loaded.train.num_rows, place.device,
     )  # fmt: skip
-    telemetry = Telemetry(
-        folder.tensorboard,
-        terms=tuple(loaded.objective.weights),
-        rank=group.rank,
-        students=group.size,
-        sum_=group.sum_,
-        device=place.device,
-        total_steps=last_step,
-        start_step=start,
-        progress=True,
-    )
-    outcome = _outcome(config, place, folder, loaded, group, teacher, engine, telemetry, alignment)
+    telemetry = _telemetry(place, folder, loaded, group, start=start, last_step=last_step)
+    outcome = _outcome(
+        config, place, folder, loaded, group, teacher, engine, itself, telemetry, alignment, curriculum, served
+    )  # fmt: skip
+    epochs = build_epochs(config, loaded, plain, curriculum, teacher, telemetry, last_step=last_step)
     trainer = Trainer(
         engine=engine,
         student=student,
@@ -151,22 +155,43 @@ def _train(
         ),
         should_stop=stop.asked,
         waited_s=lambda: 0.0 if teacher is None else teacher.waited_s,
+        open_epoch=epochs.open,
         save=outcome.save,
         end_epoch=outcome.end_epoch,
         teacher_names=place.teacher_names,
-        committed=_trace(config, folder, group, start),
+        committed=(*_trace(config, folder, group, start), *((served,) if served else ())),
         seed=config.seed,
-        steps_per_epoch=loader.steps_per_epoch,
+        steps_per_epoch=curriculum.steps_per_epoch,
         last_step=last_step,
         log_every=train.log_every,
         checkpoint_every=train.checkpoint_every,
     )
-    steps = loader.steps(start_step=start, epochs=train.epochs, max_steps=train.max_steps)
     try:
-        trainer.run(_with_signals(steps, teacher, loaded.objective, config.teacher.prefetch), start=start)
+        trainer.run(start=start)
+        if config.curriculum.final_snapshot and last_step % curriculum.steps_per_epoch == 0:
+            curriculum.finish(last_step)
         return outcome.summary(last_step)
     finally:
         telemetry.close()
+        epochs.close()
+        if served is not None:
+            served.close()
+
+
+def _telemetry(
+    place: Place, folder: RunFolder, loaded: Loaded, group: StudentGroup, *, start: int, last_step: int
+) -> Telemetry:
+    return Telemetry(
+        folder.tensorboard,
+        terms=tuple(loaded.objective.weights),
+        rank=group.rank,
+        students=group.size,
+        sum_=group.sum_,
+        device=place.device,
+        total_steps=last_step,
+        start_step=start,
+        progress=True,
+    )
 
 
 def _student(
@@ -192,7 +217,7 @@ def _student(
         assert teacher is not None
         alignment = describe_alignment(config, route)
         if plain is not None:
-            first = next(loader.steps(start_step=0, epochs=1))
+            first = first_step(loader)
             alignment["probe"] = run_probe(config, route, engine, student, plain, first, teacher, group)
     if loaded.resumed is not None:
         engine.load_state_dict(loaded.resumed.tensors)
@@ -227,22 +252,6 @@ def _shard(
     return engine, route
 
 
-def _loader(config: RunConfig, loaded: Loaded, group: StudentGroup) -> StepLoader:
-    return StepLoader(
-        split=loaded.train,
-        rows_at=RandomOrder(loaded.train.num_rows, config.seed).rows_at,
-        rank=group.rank,
-        size=group.size,
-        seed=config.seed,
-        batch_size=config.batch.size,
-        window=config.batch.length_window,
-        micro_tokens=config.batch.micro_tokens,
-        pad_token_id=loaded.manifest.pad_token_id,
-        pad_to=config.batch.pad_to,
-        aligned_share=config.alignment.share if loaded.objective.is_aligned else 1.0,
-    )
-
-
 def _outcome(
     config: RunConfig,
     place: Place,
@@ -251,13 +260,19 @@ def _outcome(
     group: StudentGroup,
     teacher: Teacher | None,
     engine: Engine,
+    itself: LocalTeacher,
     telemetry: Telemetry,
     alignment: dict[str, Any] | None,
+    curriculum: Curriculum,
+    served: ServedScores | None,
 ) -> Outcome:
+    def curriculum_state() -> dict[str, Any]:
+        return {"snapshot": curriculum.state_dict(), **({"served": served.sync()} if served else {})}
+
     return Outcome(
         config=config,
         engine=engine,
-        student=LocalTeacher(encoder_parts(engine.module), place.device),
+        student=itself,
         teacher=teacher,
         scorers=_scorers(config, place, loaded, group),
         group=group,
@@ -268,27 +283,15 @@ def _outcome(
         alignment=alignment,
         best=loaded.best,
         saved_step=0 if loaded.resumed is None else int(loaded.resumed.progress["step"]),
+        curriculum=curriculum_state,
+        order=curriculum.describe,
     )
 
 
-def _trace(config: RunConfig, folder: RunFolder, group: StudentGroup, start: int) -> Trace | None:
+def _trace(config: RunConfig, folder: RunFolder, group: StudentGroup, start: int) -> tuple[Trace, ...]:
     if not config.train.trace:
-        return None
-    return Trace(folder.path / f"trace-{group.rank:05d}.jsonl", first_step=start)
-
-
-def _with_signals(
-    steps: Iterator[Step], teacher: Teacher | None, objective: Objective, prefetch: int
-) -> Iterator[StepWithSignals]:
-    spec = objective.signal_spec
-    if spec is None:
-        return ((step, (None,) * len(step.batches)) for step in steps)
-    assert teacher is not None
-    return teacher.signals(steps, _batches_of, spec, ahead=prefetch)
-
-
-def _batches_of(step: Step) -> tuple[Batch, ...]:
-    return step.batches
+        return ()
+    return (Trace(folder.path / f"trace-{group.rank:05d}.jsonl", first_step=start),)
 
 
 def _scorers(config: RunConfig, place: Place, loaded: Loaded, group: StudentGroup) -> dict[str, SplitScorer]:

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distill_dist.errors import Interrupted
@@ -72,6 +74,16 @@ class StudentGroup:
         except RuntimeError as error:
             raise self.lost(error) from error
         return tensor
+
+    def sum_integers(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The sum of ``values`` (int64, equal shapes) over all students, by way of the CPU. Raises PeerLost."""
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        try:
+            dist.all_reduce(tensor, group=self._control)
+        except RuntimeError as error:
+            raise self.lost(error) from error
+        found: NDArray[np.int64] = tensor.numpy()
+        return found
 
     @contextmanager
     def naming_the_lost(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill_dist.config.check_alignment import check_alignment
+from distill_dist.config.check_curriculum import check_curriculum
 from distill_dist.config.deepspeed_json import load_deepspeed_json
 from distill_dist.config.fields import describe_problem as _problem
 from distill_dist.config.fields import schema_fields, value_at
@@ -63,6 +64,7 @@ RANGES: dict[str, Range] = {
     "seed": _SEED,
     "data.max_length": Range(8, 8192),
     "data.rows_per_shard": _COUNT,
+    "data.window_shards": _COUNT_OR_NONE,
     "data.synthetic.train_rows": _COUNT,
     "data.synthetic.dev_rows": _COUNT,
     "data.synthetic.max_steps": Range(1, 6),
@@ -94,6 +96,19 @@ RANGES: dict[str, Range] = {
     "alignment.share": Range(0, 1, low_open=True),
     "alignment.step": Range(0, 0.1, low_open=True),
     "alignment.tolerance": Range(0, low_open=True),
+    "curriculum.smoothing": Range(0, 1, high_open=True),
+    "curriculum.start": Range(0, 1, low_open=True),
+    "curriculum.full_at": Range(0, low_open=True),
+    "curriculum.power": Range(0, low_open=True),
+    "curriculum.increase": Range(1, low_open=True),
+    "curriculum.increase_every": _COUNT,
+    "curriculum.buckets": Range(1, 256),
+    "curriculum.memory_mib": Range(16, _MOST),
+    "curriculum.keep_snapshots": _COUNT,
+    "reliance.initial": _SHARE,
+    "reliance.minimum": _SHARE,
+    "reliance.maximum": Range(0, 1, low_open=True),
+    "reliance.threshold": _SHARE,
     "batch.size": _COUNT,
     "batch.micro_tokens": _COUNT,
     "batch.length_window": _COUNT,
@@ -125,6 +140,7 @@ def check_config(config: RunConfig, *, need: Need = "train") -> list[str]:
         rules.append(_data)
     if need == "train":
         rules += [_student_source, _student_layers, _method, _matched_layers, check_alignment, _batch, _run]
+        rules.append(check_curriculum)
     # Other rules look at the files that the texts name.
     return list(_texts(config)) or [problem for rule in rules for problem in rule(config)]
 

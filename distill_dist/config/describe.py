@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from distill_dist.config import schema
+from distill_dist.config import schema, schema_curriculum
 from distill_dist.config.check import RANGES
 from distill_dist.config.fields import SchemaField, schema_fields, schema_sections
 
@@ -36,8 +36,10 @@ one message and exit code 2 before anything is loaded.
 @cache
 def field_docs() -> Mapping[str, str]:
     """Dotted key -> the string literal below the field, as one line; fields without one are missing."""
-    tree = ast.parse(inspect.getsource(schema))
-    by_class = {node.name: dict(_docs_below(node)) for node in tree.body if isinstance(node, ast.ClassDef)}
+    nodes = [
+        node for module in (schema, schema_curriculum) for node in ast.parse(inspect.getsource(module)).body
+    ]
+    by_class = {node.name: dict(_docs_below(node)) for node in nodes if isinstance(node, ast.ClassDef)}
     docs: dict[str, str] = {}
     for key in schema_fields():
         prefix, _, name = key.rpartition(".")

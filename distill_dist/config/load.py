@@ -23,7 +23,7 @@ from distill_dist.config.fields import (
     value_at,
 )
 from distill_dist.config.methods import is_aligned, is_gradient_method
-from distill_dist.config.schema import DataConfig, RunConfig
+from distill_dist.config.schema import CurriculumConfig, DataConfig, RelianceConfig, RunConfig
 from distill_dist.errors import UserError
 
 
@@ -31,13 +31,14 @@ def load_config(path: Path | None, overrides: Sequence[str], *, need: Need = "tr
     """The run's configuration: defaults <- ``path`` <- ``overrides`` (`dotted.key=value`), checked.
 
     ``need`` says which launcher asks: `prepare` wants only what preparing reads. A mapping such as
-    `data.splits` in the file replaces the default; one on the command line adds to the file's.
+    `data.splits` in the file replaces the default; one on the command line adds to the file's. `base: other.yaml`
+    in a file, relative to it, is read first.
 
     Raises UserError: one message that lists every problem found (missing or broken file, unknown key, wrong
     type, value out of range, inconsistent pair, interpolation that leads nowhere).
     """
     source = f"configuration {path}" if path is not None else "configuration"
-    from_file = [] if path is None else list(_leaves(_read_yaml(path), ""))
+    from_file = [] if path is None else _file_leaves(path)
     from_command_line = [leaf for override in overrides for leaf in _leaves(_read_override(override), "")]
     config, problems = _merge(from_file, from_command_line)
     if problems:
@@ -63,7 +64,30 @@ def resolve_defaults(config: RunConfig) -> RunConfig:
         weight = replace(weight, gradient=0.5 if config.method == "gkd" else 0.1)
     if objective.kd_scale == "auto":
         objective = replace(objective, kd_scale="mean" if gradients else "sum")
-    return replace(config, student=student, weight=weight, objective=objective)
+    return replace(
+        config,
+        student=student,
+        weight=weight,
+        objective=objective,
+        curriculum=_resolve_curriculum(config),
+        reliance=_resolve_reliance(config),
+    )
+
+
+def _resolve_curriculum(config: RunConfig) -> CurriculumConfig:
+    if config.curriculum.start is not None:
+        return config.curriculum
+    first = {"competence": 0.01, "fixed_exponential": 0.04}
+    return replace(config.curriculum, start=first.get(config.curriculum.pacing, 0.2))
+
+
+def _resolve_reliance(config: RunConfig) -> RelianceConfig:
+    found = config.reliance
+    if found.initial is None:
+        found = replace(found, initial=config.weight.kd)
+    if found.maximum is None and config.weight.kd > 0:
+        found = replace(found, maximum=config.weight.kd)
+    return found
 
 
 def dump_config(config: RunConfig) -> str:
@@ -88,9 +112,32 @@ def format_problems(source: str, problems: Sequence[str]) -> str:
 
 # (dotted key, value, problem): what stands in a file or override; `problem` is set where the key is wrong
 _Leaf = tuple[str, Any, str | None]
+_MOST_BASES = 8
+_NOTHING = SchemaField("", None, False, None)
 
 
-def _read_yaml(path: Path) -> Any:
+def _file_leaves(path: Path, seen: tuple[Path, ...] = ()) -> list[_Leaf]:
+    """The leaves of the file's base, of that one's and so on, then its own."""
+    if path.resolve() in seen:
+        raise UserError(f"configuration {path}: is its own base, by way of {seen[-1]}")
+    if seen and not path.is_file():
+        raise UserError(f"configuration {seen[-1]}: base: no such file {path}")
+    if len(seen) > _MOST_BASES:
+        raise UserError(f"configuration {path}: more than {_MOST_BASES} files stand on each other as base")
+    tree = _read_yaml(path)
+    base = tree.pop("base", None)
+    own = list(_leaves(tree, ""))
+    if base is None:
+        return own
+    if not isinstance(base, str) or not base or "\0" in base or "${" in base:
+        raise UserError(f"configuration {path}: base = {base!r}: it takes the name of another YAML file")
+    above = _file_leaves(path.parent / base, (*seen, path.resolve()))
+    # a mapping replaces the base's as it replaces the default
+    given = {key for key, _, _ in own if schema_fields().get(key, _NOTHING).type == dict[str, str]}
+    return [leaf for leaf in above if leaf[0] not in given] + own
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
     """The file as plain containers, interpolations unresolved."""
     try:
         loaded = OmegaConf.load(path)

@@ -20,6 +20,24 @@ def is_aligned(config: RunConfig) -> bool:
     return is_gradient_method(config.method) or config.weight.attribution > 0
 
 
+def has_curriculum(config: RunConfig) -> bool:
+    """Whether the order of rows is a plan's, not a new random one every epoch."""
+    return config.curriculum.order != "none"
+
+
+def relies_selectively(config: RunConfig) -> bool:
+    """Whether λ differs from row to row."""
+    return config.reliance.rule != "constant"
+
+
+def reads_scores(config: RunConfig) -> bool:
+    """Whether anything of the run depends on how confident the student (or teacher, or file) is in a row."""
+    ranks = config.curriculum.order not in ("none", "random")
+    return (
+        ranks or relies_selectively(config) or (is_aligned(config) and config.alignment.choose == "hardest")
+    )
+
+
 def aligned_positions(config: RunConfig) -> tuple[bool, bool]:
     """(at the embedding output, at [CLS] of matched layers): where gradients are matched."""
     if not is_gradient_method(config.method):

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from distill_dist.config.schema_curriculum import CurriculumConfig, RelianceConfig
+
 Method = Literal["finetune", "kd", "pkd", "gkd", "gkd_cls"]
 
 
@@ -51,6 +53,8 @@ class DataConfig:
     """Column of the label: a class name or a class number. Empty: the task's."""
     labels: tuple[str, ...] = ()
     """Class names in the order of their numbers. Empty: the task's."""
+    source_column: str = ""
+    """Column that says where a row comes from, for `curriculum.stratify: source`; at most 1000 values. Empty: none."""
     tokenizer: str = ""
     """Folder, hub name or `pkg://PACKAGE/FOLDER` of the tokenizer. Empty: the one that `synthetic_nli`
     makes of its own words; required for every other source."""
@@ -60,6 +64,9 @@ class DataConfig:
     """Folder that `launcher/prepare.py` writes shards to and every other launcher reads. Required."""
     rows_per_shard: int = 8192
     """Rows per tar shard; at least 1."""
+    window_shards: int = 0
+    """Train on so many shards at a time, read whole and once an epoch, the next ones fetched ahead: for object stores
+    and slow disks. 0: any row at any time, by memory map."""
     on_bad_row: Literal["error", "skip"] = "error"
     """`error` stops at the first bad row and counts all; `skip` leaves them out and lists them in
     `bad_rows.jsonl`."""
@@ -189,6 +196,9 @@ class AlignmentConfig:
     share: float = 1.0
     """Share of the rows of every global batch whose gradients are matched, drawn by the seed and weighted so that
     the loss is right on average: at 0.25 GKD-CLS costs little more than KD; above 0, to 1."""
+    choose: Literal["random", "hardest"] = "random"
+    """Which rows `share` takes: a draw by the seed, or those of the batch that the last snapshot finds hardest (a draw
+    before the first one; their terms are then no unbiased estimate of all rows')."""
     step: float = 0.005
     """How far `central_difference` moves a sample's points, relative to their norm; above 0, to 0.1."""
     probe: bool = True
@@ -294,6 +304,8 @@ class RunConfig:
     weight: WeightConfig = field(default_factory=WeightConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    reliance: RelianceConfig = field(default_factory=RelianceConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

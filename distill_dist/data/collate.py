@@ -32,8 +32,18 @@ class TokenRow(Protocol):
         """Class number."""
 
 
-def collate(examples: Sequence[TokenRow], *, pad_token_id: int, pad_to: int = 0) -> Batch:
-    """The rows as one batch of real rows [B, L]: L is the longest row, or ``pad_to`` tokens if it is set."""
+def collate(
+    examples: Sequence[TokenRow],
+    *,
+    pad_token_id: int,
+    pad_to: int = 0,
+    reliance_B: np.ndarray | None = None,
+    positions_B: np.ndarray | None = None,
+) -> Batch:
+    """The rows as one batch of real rows [B, L]: L is the longest row, or ``pad_to`` tokens if it is set.
+
+    ``reliance_B`` (λ of every row) and ``positions_B`` (its place in the global batch) travel with them, copied.
+    """
     assert examples, "a batch has at least one row"
     longest = max(len(example.input_ids) for example in examples)
     assert not pad_to or longest <= pad_to, f"a row of {longest} tokens is longer than pad_to {pad_to}"
@@ -53,10 +63,19 @@ def collate(examples: Sequence[TokenRow], *, pad_token_id: int, pad_to: int = 0)
         token_type_ids_BL=torch.from_numpy(token_type_ids_BL),
         labels_B=torch.tensor([example.label for example in examples], dtype=torch.int64),
         is_real_B=torch.ones(len(examples), dtype=torch.bool),
+        reliance_B=_one_a_row(reliance_B, torch.float32, len(examples)),
+        positions_B=_one_a_row(positions_B, torch.int64, len(examples)),
     )
 
 
-def filler(example: TokenRow, *, pad_token_id: int, pad_to: int = 0) -> Batch:
-    """One row that counts for nothing (``is_real_B`` False): what a rank without a share computes."""
-    batch = collate([example], pad_token_id=pad_token_id, pad_to=pad_to)
-    return replace(batch, is_real_B=torch.zeros(1, dtype=torch.bool))
+def as_filler(batch: Batch) -> Batch:
+    """The same rows counting for nothing (``is_real_B`` False, place 0): what a rank without a share computes."""
+    positions_B = None if batch.positions_B is None else torch.zeros_like(batch.positions_B)
+    return replace(batch, is_real_B=torch.zeros_like(batch.is_real_B), positions_B=positions_B)
+
+
+def _one_a_row(values_B: np.ndarray | None, dtype: torch.dtype, rows: int) -> torch.Tensor | None:
+    if values_B is None:
+        return None
+    assert values_B.shape == (rows,), (values_B.shape, rows)
+    return torch.tensor(values_B, dtype=dtype)

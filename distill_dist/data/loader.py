@@ -6,17 +6,20 @@ function of their number alone, so a resumed run starts the iterator at its curs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from distill_dist.data.collate import TokenRow, collate, filler
+from distill_dist.data.collate import TokenRow, as_filler, collate
 from distill_dist.data.partition import partition
 from distill_dist.data.windows import EpochPlan, RowsAt, num_steps
 from distill_dist.errors import UserError
 from distill_dist.records import Batch, BatchCounts, Step
+
+# rows int64 [G] of a global batch -> one number for each, or None while nothing is known of them
+OfRows = Callable[[np.ndarray], np.ndarray | None]
 
 
 class RowSource(Protocol):
@@ -49,6 +52,8 @@ class StepLoader:
     pad_token_id: int
     pad_to: int = 0
     aligned_share: float = 1.0  # of the rows of every global batch
+    reliance_of: OfRows | None = None  # λ float32; None: the objective's own constant
+    confidence_of: OfRows | None = None  # the rows of lowest confidence are aligned; None: a draw by the seed
 
     def __post_init__(self) -> None:
         """Refuses at assembly what would fail at some later step."""
@@ -110,40 +115,60 @@ class StepLoader:
         Rows that are aligned and rows that are not come in micro-batches of their own.
         """
         computed = np.maximum(lengths, self.pad_to)
-        filling = self.split.read(rows[[int(np.argmin(lengths))]])[0]
+        filling = int(np.argmin(lengths))
+        reliance = None if self.reliance_of is None else self.reliance_of(rows)
         found = []
-        for chosen, weight in self._groups(len(rows), step):
+        for chosen, weight in self._groups(rows, step):
             shares = partition(computed[chosen], size=self.size, budget=self.micro_tokens)[self.rank]
             for share in shares:
                 if len(share):
-                    examples = self.split.read(rows[chosen[share]])
-                    batch = collate(examples, pad_token_id=self.pad_token_id, pad_to=self.pad_to)
+                    batch = self._batch(rows, chosen[share], reliance)
                 else:
-                    batch = filler(filling, pad_token_id=self.pad_token_id, pad_to=self.pad_to)
+                    batch = as_filler(self._batch(rows, np.array([filling]), reliance))
                 found.append(batch if weight == 1.0 else replace(batch, alignment=weight))
         return tuple(found)
 
-    def _groups(self, rows: int, step: int) -> list[tuple[np.ndarray, float]]:
-        """(positions, weight of their aligned terms): a seeded draw of exactly the share, so that sums are unbiased."""
-        aligned = max(1, round(self.aligned_share * rows))
-        if aligned == rows:
-            return [(np.arange(rows), 1.0)]
+    def _batch(self, rows: np.ndarray, positions: np.ndarray, reliance: np.ndarray | None) -> Batch:
+        return collate(
+            self.split.read(rows[positions]),
+            pad_token_id=self.pad_token_id,
+            pad_to=self.pad_to,
+            reliance_B=None if reliance is None else reliance[positions],
+            positions_B=positions,
+        )
+
+    def _groups(self, rows: np.ndarray, step: int) -> list[tuple[np.ndarray, float]]:
+        """(positions, weight of their aligned terms): exactly the share; where it is drawn, sums are unbiased."""
+        aligned = max(1, round(self.aligned_share * len(rows)))
+        if aligned == len(rows):
+            return [(np.arange(len(rows)), 1.0)]
         # raw words of a bit generator are the same in every version of numpy; its permutations are not
-        words = np.random.Philox(key=self.seed, counter=step).random_raw(rows)
-        order = np.argsort(words, kind="stable")
-        return [(np.sort(order[:aligned]), rows / aligned), (np.sort(order[aligned:]), 0.0)]
+        words = np.random.Philox(key=self.seed, counter=step).random_raw(len(rows))
+        confidence = None if self.confidence_of is None else self.confidence_of(rows)
+        # lexsort puts NaN last; rows without a score count as the hardest
+        hardest = np.zeros(len(rows)) if confidence is None else np.nan_to_num(confidence, nan=-np.inf)
+        order = np.lexsort((words, hardest))
+        return [(np.sort(order[:aligned]), len(rows) / aligned), (np.sort(order[aligned:]), 0.0)]
 
 
 def evaluation_batches(
-    split: RowSource, *, rank: int, size: int, micro_tokens: int, pad_token_id: int
+    split: RowSource,
+    *,
+    rank: int,
+    size: int,
+    micro_tokens: int,
+    pad_token_id: int,
+    rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """This rank's share of all rows of a split, each row real on exactly one rank, grouped by length.
+    """This rank's share of ``rows`` (None: of all), each row real on exactly one rank, grouped by length.
 
     Every rank gets as many batches, because a forward is a collective where weights are sharded.
     """
-    shortest = np.array([np.argmin(split.lengths)])
-    for share in partition(split.lengths, size=size, budget=micro_tokens)[rank]:
+    rows = np.arange(split.num_rows) if rows is None else rows
+    lengths = split.lengths[rows]
+    shortest = rows[[np.argmin(lengths)]]
+    for share in partition(lengths, size=size, budget=micro_tokens)[rank]:
         if len(share):
-            yield collate(split.read(share), pad_token_id=pad_token_id)
+            yield collate(split.read(rows[share]), pad_token_id=pad_token_id)
         else:
-            yield filler(split.read(shortest)[0], pad_token_id=pad_token_id)
+            yield as_filler(collate(split.read(shortest), pad_token_id=pad_token_id))

@@ -12,7 +12,7 @@ from typing import Any
 from distill_dist.durable import write_json
 from distill_dist.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no sources of rows
 MANIFEST = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
 PREPARE_COMMAND = "python launcher/prepare.py --config FILE"
@@ -38,7 +38,11 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class SplitEntry:
-    """One split. ``lengths`` counts rows by length in tokens, `"9-16"`; ``labels`` rows by class name."""
+    """One split. ``lengths`` counts rows by length in tokens, `"9-16"`; ``labels`` rows by class name.
+
+    ``sources`` counts rows by the value of `data.source_column`, in the order of the numbers that the indexes hold;
+    empty where no column is named.
+    """
 
     rows: int
     tokens: int
@@ -46,6 +50,7 @@ class SplitEntry:
     bad_rows: dict[str, int]
     lengths: dict[str, int]
     labels: dict[str, int]
+    sources: dict[str, int]
     shards: tuple[ShardEntry, ...]
 
 

@@ -21,7 +21,8 @@ def build_request(
     return {
         "source": config.source,
         "task": config.task,
-        "layouts": [list(layout.columns) for layout in task.layouts],
+        "layouts": [[*layout.texts, layout.label] for layout in task.layouts],
+        "source_column": config.source_column,
         "labels": list(task.labels),
         "max_length": config.max_length,
         "truncation": TRUNCATION,

@@ -22,6 +22,7 @@ class ShardIndex:
     label: np.ndarray  # int32
     clean_label: np.ndarray  # int32, -1 unknown
     difficulty: np.ndarray  # int32, -1 unknown
+    source: np.ndarray  # int32: place in the manifest's `sources`, -1 without a column of sources
     crc32: np.ndarray  # uint32 of the raw tokens
     dtype: np.ndarray  # string, 0-d: type of the raw tokens, "<u2" or "<i4"
 

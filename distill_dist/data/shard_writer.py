@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from distill_dist.data.manifest import LENGTH_BUCKET, ShardEntry, SplitEntry
-from distill_dist.data.rows import TextRow
+from distill_dist.data.rows import UNKNOWN, TextRow
 from distill_dist.data.shard_index import ShardIndex, index_path, save_index
 from distill_dist.durable import sha256_file
+from distill_dist.errors import UserError
 
 KEY_DIGITS = 9
+MOST_SOURCES = 1000  # each is a stratum of its own to the curriculum: names of sources, not of rows
 BLOCK = tarfile.BLOCKSIZE
 EMPTY_HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
 
@@ -40,15 +42,18 @@ class ShardWriter:
         self._entries: list[ShardEntry] = []
         self._lengths: Counter[int] = Counter()
         self._labels: Counter[int] = Counter()
+        self._source_numbers: dict[str, int] = {}  # by first appearance
+        self._sources: Counter[str] = Counter()
         self._rows = 0
         (prepared / split).mkdir(parents=True)
 
     def add(self, tokens: np.ndarray, row: TextRow) -> None:
-        """Appends one row; ``tokens`` [2, L]."""
+        """Appends one row; ``tokens`` [2, L]. UserError at one source too many."""
+        source = UNKNOWN if row.source is None else self._number_source(row.source)
         if self._shard is None:
             name = f"{self._split}/shard-{len(self._entries):06d}.tar"
             self._shard = _OpenShard(self._prepared, name, self._dtype)
-        self._shard.add(self._rows, tokens, row)
+        self._shard.add(self._rows, tokens, row, source)
         self._lengths[tokens.shape[1]] += 1
         self._labels[row.label] += 1
         self._rows += 1
@@ -65,8 +70,19 @@ class ShardWriter:
             bad_rows=bad_rows,
             lengths=_length_histogram(self._lengths),
             labels={name: self._labels[number] for number, name in enumerate(labels)},
+            sources={name: self._sources[name] for name in self._source_numbers},
             shards=tuple(self._entries),
         )
+
+    def _number_source(self, name: str) -> int:
+        number = self._source_numbers.setdefault(name, len(self._source_numbers))
+        if number == MOST_SOURCES:
+            raise UserError(
+                f"data.source_column: the split {self._split!r} has more than {MOST_SOURCES} different values "
+                f"({name!r:.60} is one more): name a column of fewer, or none"
+            )
+        self._sources[name] += 1
+        return number
 
     def close(self) -> None:
         """Closes the shard that is open, if any."""
@@ -88,13 +104,13 @@ class _OpenShard:
         self._dtype = dtype
         self._file = self._path.open("wb")
         self._position = 0
-        self._index: list[tuple[int, int, int, int, int, int]] = []
+        self._index: list[tuple[int, ...]] = []
 
     @property
     def rows(self) -> int:
         return len(self._index)
 
-    def add(self, number: int, tokens: np.ndarray, row: TextRow) -> None:
+    def add(self, number: int, tokens: np.ndarray, row: TextRow, source: int) -> None:
         length = tokens.shape[1]
         key = f"{number:0{KEY_DIGITS}d}"
         raw = tokens.astype(self._dtype, copy=False).tobytes()
@@ -103,19 +119,21 @@ class _OpenShard:
         about = {"label": row.label, "length": length, "row": row.line, "difficulty": row.difficulty}
         self._write(f"{key}.tokens.npy", header + raw)
         self._write(f"{key}.json", json.dumps(about).encode())
-        self._index.append((offset, length, row.label, row.clean_label, row.difficulty, zlib.crc32(raw)))
+        known = (row.label, row.clean_label, row.difficulty, source)
+        self._index.append((offset, length, *known, zlib.crc32(raw)))
 
     def close(self) -> ShardEntry:
         # The end of a tar: two empty blocks, filled up to a whole record.
         self._file.write(bytes(2 * BLOCK + -(self._position + 2 * BLOCK) % tarfile.RECORDSIZE))
         self._file.close()
-        offset, length, label, clean, difficulty, crc = zip(*self._index, strict=True)
+        offset, length, label, clean, difficulty, source, crc = zip(*self._index, strict=True)
         index = ShardIndex(
             offset=np.array(offset, np.int64),
             length=np.array(length, np.uint16),
             label=np.array(label, np.int32),
             clean_label=np.array(clean, np.int32),
             difficulty=np.array(difficulty, np.int32),
+            source=np.array(source, np.int32),
             crc32=np.array(crc, np.uint32),
             dtype=np.array(self._dtype.str),
         )

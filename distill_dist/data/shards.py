@@ -28,16 +28,32 @@ class Example:
     label: int
 
 
-class PreparedSplit:
-    """The rows of one split. Holds the index in memory (32 bytes a row) and maps the shards when touched.
+@dataclass(frozen=True)
+class Block:
+    """The rows of one shard, and where they lie in its tar: all that it takes to read it from end to end."""
 
-    ``lengths`` uint16, ``labels``, ``clean_labels`` and ``difficulties`` int32 (-1: unknown), all [rows].
+    path: Path
+    bytes: int  # of the tar
+    first_row: int
+    offset: np.ndarray  # int64 [n]: first byte of a row's raw tokens in the tar, ascending
+    size: np.ndarray  # int64 [n]: bytes of its raw tokens
+    crc32: np.ndarray  # uint32 [n] of its raw tokens
+
+
+class PreparedSplit:
+    """The rows of one split. Holds the index in memory (30 bytes a row) and maps the shards when touched.
+
+    ``lengths`` uint16, ``labels``, ``clean_labels``, ``difficulties`` and ``sources`` int32 (-1: unknown), all
+    [rows]; a source is a place in the manifest's `sources`. ``block_sizes`` (rows) and ``block_bytes`` (of the tar)
+    int64 [shards].
     """
 
-    def __init__(self, paths: list[Path], indexes: list[ShardIndex]) -> None:
-        """``indexes`` belong to the shards at ``paths``; at least one."""
+    def __init__(self, paths: list[Path], indexes: list[ShardIndex], block_bytes: list[int]) -> None:
+        """``indexes`` belong to the shards at ``paths``, whose tars have ``block_bytes``; at least one."""
         self._paths = paths
-        self._starts = np.cumsum([0] + [len(index.offset) for index in indexes[:-1]])
+        self.block_sizes = np.array([len(index.offset) for index in indexes], dtype=np.int64)
+        self.block_bytes = np.array(block_bytes, dtype=np.int64)
+        self._starts = np.cumsum(self.block_sizes) - self.block_sizes
         self._offsets = np.concatenate([index.offset for index in indexes])
         self._checksums = np.concatenate([index.crc32 for index in indexes])
         self._dtypes = [np.dtype(str(index.dtype)) for index in indexes]
@@ -46,6 +62,7 @@ class PreparedSplit:
         self.labels = np.concatenate([index.label for index in indexes])
         self.clean_labels = np.concatenate([index.clean_label for index in indexes])
         self.difficulties = np.concatenate([index.difficulty for index in indexes])
+        self.sources = np.concatenate([index.source for index in indexes])
 
     @property
     def num_rows(self) -> int:
@@ -54,10 +71,7 @@ class PreparedSplit:
 
     def read(self, rows: np.ndarray) -> list[Example]:
         """The rows with these numbers, in this order; UserError if a row's bytes are not those written."""
-        numbers = np.asarray(rows, dtype=np.int64)
-        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < self.num_rows):
-            raise IndexError(f"rows {numbers.min()} to {numbers.max()} asked of a split of {self.num_rows}")
-        shards = np.searchsorted(self._starts, numbers, side="right") - 1
+        numbers, shards = self.locate(rows)
         # As lists at once: reading a numpy scalar costs as much as reading the row.
         columns = (
             numbers,
@@ -66,13 +80,36 @@ class PreparedSplit:
         )
         return [self._example(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
-    def _example(self, row: int, shard: int, offset: int, length: int, checksum: int, label: int) -> Example:
-        dtype = self._dtypes[shard]
-        raw = self._map(shard)[offset : offset + 2 * length * dtype.itemsize]
-        if zlib.crc32(raw) != checksum:
-            raise UserError(_damaged(self._paths[shard], f"row {row} does not have its checksum"))
-        tokens = np.frombuffer(raw, dtype).reshape(2, length).astype(np.int64)
+    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(``rows`` as int64, the number of each one's shard int64); IndexError if the split has no such row."""
+        numbers = np.asarray(rows, dtype=np.int64)
+        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < self.num_rows):
+            raise IndexError(f"rows {numbers.min()} to {numbers.max()} asked of a split of {self.num_rows}")
+        return numbers, np.searchsorted(self._starts, numbers, side="right") - 1
+
+    def block(self, shard: int) -> Block:
+        """The rows of shard number ``shard``."""
+        first = int(self._starts[shard])
+        rows = slice(first, first + int(self.block_sizes[shard]))
+        return Block(
+            path=self._paths[shard],
+            bytes=int(self.block_bytes[shard]),
+            first_row=first,
+            offset=self._offsets[rows],
+            size=self.lengths[rows].astype(np.int64) * (2 * self._dtypes[shard].itemsize),
+            crc32=self._checksums[rows],
+        )
+
+    def decode(self, row: int, shard: int, raw: bytes | memoryview, label: int) -> Example:
+        """The row whose raw tokens in ``shard`` are ``raw``."""
+        tokens = np.frombuffer(raw, self._dtypes[shard]).reshape(2, -1).astype(np.int64)
         return Example(row, tokens[0], tokens[1], label)
+
+    def _example(self, row: int, shard: int, offset: int, length: int, checksum: int, label: int) -> Example:
+        raw = self._map(shard)[offset : offset + 2 * length * self._dtypes[shard].itemsize]
+        if zlib.crc32(raw) != checksum:
+            raise UserError(describe_damage(self._paths[shard], f"row {row} does not have its checksum"))
+        return self.decode(row, shard, raw, label)
 
     def _map(self, shard: int) -> mmap.mmap:
         if shard not in self._maps:
@@ -80,7 +117,7 @@ class PreparedSplit:
                 with self._paths[shard].open("rb") as file:
                     self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:
-                raise UserError(_damaged(self._paths[shard], str(error))) from error
+                raise UserError(describe_damage(self._paths[shard], str(error))) from error
         return self._maps[shard]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,7 +136,8 @@ def open_split(prepared: Path, split: str) -> PreparedSplit:
         raise UserError(f"{prepared} has no split {split!r}; it has {', '.join(manifest.splits)}")
     entries = manifest.splits[split].shards
     indexes = [_checked_index(prepared, entry) for entry in entries]
-    return PreparedSplit([prepared / entry.file for entry in entries], indexes)
+    paths = [prepared / entry.file for entry in entries]
+    return PreparedSplit(paths, indexes, [entry.bytes for entry in entries])
 
 
 def find_damage(prepared: Path, manifest: Manifest) -> str | None:
@@ -110,7 +148,7 @@ def find_damage(prepared: Path, manifest: Manifest) -> str | None:
         except UserError as error:
             return str(error)
         if sha256_file(prepared / entry.file) != entry.sha256:
-            return _damaged(prepared / entry.file, "its sha256 is not the manifest's")
+            return describe_damage(prepared / entry.file, "its sha256 is not the manifest's")
     return None
 
 
@@ -120,16 +158,17 @@ def _checked_index(prepared: Path, entry: ShardEntry) -> ShardIndex:
         size = shard.stat().st_size
         content = index_path(shard).read_bytes()
     except OSError as error:
-        raise UserError(_damaged(shard, str(error))) from error
+        raise UserError(describe_damage(shard, str(error))) from error
     if size != entry.bytes:
-        raise UserError(_damaged(shard, f"it has {size} bytes instead of {entry.bytes}"))
+        raise UserError(describe_damage(shard, f"it has {size} bytes instead of {entry.bytes}"))
     if hashlib.sha256(content).hexdigest() != entry.index_sha256:
-        raise UserError(_damaged(shard, "its index does not have the manifest's sha256"))
+        raise UserError(describe_damage(shard, "its index does not have the manifest's sha256"))
     try:
         return parse_index(content)
     except (ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(_damaged(shard, f"its index cannot be read: {error}")) from error
+        raise UserError(describe_damage(shard, f"its index cannot be read: {error}")) from error
 
 
-def _damaged(shard: Path, reason: str) -> str:
+def describe_damage(shard: Path, reason: str) -> str:
+    """What to tell the owner of a shard that is not as it was written."""
     return f"shard {shard} is missing or damaged ({reason}): prepare again with {PREPARE_COMMAND}"

@@ -18,6 +18,8 @@ from distill_dist.errors import UserError
 
 BATCH_ROWS = 4096
 
+ClassNames = dict[str, list[str] | None]  # by column; None: its values are names or plain numbers
+
 
 def open_parquet(path: Path, layouts: tuple[Layout, ...]) -> tuple[int, Iterator[RawRow | BadRow]]:
     """(number of rows, the rows) of a parquet file."""
@@ -26,7 +28,7 @@ def open_parquet(path: Path, layouts: tuple[Layout, ...]) -> tuple[int, Iterator
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a parquet file: {error}") from error
     layout = require_layout(layouts, file.schema_arrow.names, str(path))
-    names = _class_names(file.schema_arrow, layout.label, path)
+    names = {name: _class_names(file.schema_arrow, name, path) for name in _named_columns(layout)}
 
     def rows() -> Iterator[RawRow | BadRow]:
         line = 1
@@ -50,8 +52,11 @@ def open_hub(
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{place} cannot be loaded: {error}") from error
     layout = require_layout(layouts, dataset.column_names, place)
-    feature = dataset.features[layout.label]
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    features = {name: dataset.features[name] for name in _named_columns(layout)}
+    names = {
+        name: feature.names if isinstance(feature, datasets.ClassLabel) else None
+        for name, feature in features.items()
+    }
 
     def rows() -> Iterator[RawRow | BadRow]:
         arrow = dataset.select_columns(list(layout.columns)).with_format("arrow")
@@ -61,15 +66,28 @@ def open_hub(
     return len(dataset), rows()
 
 
-def _rows(table: pa.Table, layout: Layout, names: list[str] | None, first_line: int) -> Iterator[RawRow]:
-    texts = [_values(table.column(name)) for name in layout.texts]
-    labels = _values(table.column(layout.label))
-    for offset, (*row_texts, label) in enumerate(zip(*texts, labels, strict=True)):
+def _named_columns(layout: Layout) -> tuple[str, ...]:
+    """The columns in which a number may stand for a name."""
+    return layout.columns[len(layout.texts) :]
+
+
+def _rows(table: pa.Table, layout: Layout, names: ClassNames, first_line: int) -> Iterator[RawRow]:
+    columns = [_values(table.column(name)) for name in layout.columns]
+    label_names, *source_names = (names[name] for name in _named_columns(layout))
+    for offset, values in enumerate(zip(*columns, strict=True)):
+        texts, label, source = layout.parts(values)
         if isinstance(label, bytes):
             label = label.decode("utf-8", "replace")
-        if names is not None and isinstance(label, int) and 0 <= label < len(names):
-            label = names[label]  # the file's own numbering, which need not be ours
-        yield RawRow(first_line + offset, tuple(row_texts), label)
+        label = _name(label, label_names)
+        source = tuple(_name(value, source_names[0]) for value in source)
+        yield RawRow(first_line + offset, texts, label, source=source)
+
+
+def _name(value: Any, names: list[str] | None) -> Any:
+    """The name for a number of the file's own numbering, which need not be ours."""
+    if names is not None and isinstance(value, int) and 0 <= value < len(names):
+        return names[value]
+    return value
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from distill_dist.config.schema import DataConfig
 from distill_dist.errors import UserError
@@ -11,15 +12,21 @@ from distill_dist.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of the columns: one or two of text, one of the label."""
+    """Names of the columns: one or two of text, one of the label, and that of the source if there is one."""
 
     texts: tuple[str, ...]
     label: str
+    source: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns that a row must have."""
-        return (*self.texts, self.label)
+        return (*self.texts, self.label, *((self.source,) if self.source else ()))
+
+    def parts(self, values: Sequence[Any]) -> tuple[tuple[Any, ...], Any, tuple[Any, ...]]:
+        """(texts, label, source: () without its column) out of the values of ``columns``."""
+        after = len(self.texts)
+        return tuple(values[:after]), values[after], tuple(values[after + 1 :])
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,13 @@ def _own_layouts(config: DataConfig, known: tuple[Layout, ...]) -> tuple[Layout,
     apart = [layout for layout in layouts if layout.label not in layout.texts]
     if not apart:
         raise UserError(f"data.label_column {layouts[0].label!r} is one of the text columns: name another")
-    return tuple(dict.fromkeys(apart))
+    taken = {name for layout in apart for name in layout.columns}
+    if config.source_column in taken:
+        raise UserError(
+            f"data.source_column {config.source_column!r} is a column of texts or the label: name another "
+            "(curriculum.stratify: label needs none)"
+        )
+    return tuple(dict.fromkeys(replace(layout, source=config.source_column) for layout in apart))
 
 
 def _check_labels(labels: tuple[str, ...], metric: str) -> None:
@@ -114,9 +127,10 @@ def require_layout(layouts: tuple[Layout, ...], columns: Collection[str], place:
     """As :func:`choose_layout`; UserError naming ``place`` if there is none, or a column stands twice."""
     layout = choose_layout(layouts, columns)
     if layout is None:
-        raise UserError(
-            f"{place}: {describe_missing(layouts, columns)}. Set data.text_columns and data.label_column"
-        )
+        remedy = "Set data.text_columns and data.label_column"
+        if layouts[0].source:
+            remedy = "Set data.text_columns, data.label_column and data.source_column"
+        raise UserError(f"{place}: {describe_missing(layouts, columns)}. {remedy}")
     doubled = [name for name in layout.columns if list(columns).count(name) > 1]
     if doubled:
         raise UserError(f"{place}: two columns are called {doubled[0]!r}: rename the one that is not meant")
@@ -129,7 +143,7 @@ def _synthetic_task(config: DataConfig) -> Task:
         raise UserError(
             f"data.task: {config.task} does not fit data.source: synthetic_nli (leave it out, or mnli)"
         )
-    for key in ("text_columns", "label_column", "labels"):
+    for key in ("text_columns", "label_column", "labels", "source_column"):
         if getattr(config, key):
             raise UserError(f"data.{key} has no meaning for data.source: synthetic_nli: leave it out")
     return Task(mnli.layouts[:1], mnli.labels)

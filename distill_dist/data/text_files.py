@@ -20,7 +20,7 @@ def read_tsv(path: Path, layouts: tuple[Layout, ...]) -> Rows:
     """Tab-separated, one header line, no quoting: quote characters are text, as GLUE is written."""
     with path.open("rb") as file:
         header = _decode_header(file.readline(), path).rstrip("\r\n").split("\t")
-        select = _selector(header, layouts, path)
+        layout, select = _selector(header, layouts, path)
         # By lines of bytes: text mode would also break lines at characters inside a text.
         for number, line in enumerate(file, 2):
             content = line.rstrip(b"\r\n")
@@ -31,7 +31,7 @@ def read_tsv(path: Path, layouts: tuple[Layout, ...]) -> Rows:
             except UnicodeDecodeError as error:
                 yield BadRow(number, "broken utf-8", f"the line is not UTF-8: {error}")
                 continue
-            yield _row(fields, header, select, number)
+            yield _row(fields, header, layout, select, number)
 
 
 def read_csv(path: Path, layouts: tuple[Layout, ...]) -> Rows:
@@ -45,7 +45,7 @@ def read_csv(path: Path, layouts: tuple[Layout, ...]) -> Rows:
         # Re-encoded, so that the header's bytes are checked like those of the other formats.
         _decode_header(",".join(header).encode("utf-8", "surrogateescape"), path)
         header[0] = header[0].removeprefix("\ufeff")
-        select = _selector(header, layouts, path)
+        layout, select = _selector(header, layouts, path)
         while True:
             number = reader.line_num + 1
             try:
@@ -57,7 +57,7 @@ def read_csv(path: Path, layouts: tuple[Layout, ...]) -> Rows:
             if fields is None:
                 return
             if fields:
-                yield _row(fields, header, select, number)
+                yield _row(fields, header, layout, select, number)
 
 
 def _refuse_open_quote(path: Path, first: int, last: int, error: csv.Error) -> None:
@@ -108,7 +108,8 @@ def _json_row(record: object, layouts: tuple[Layout, ...], number: int) -> RawRo
     layout = choose_layout(layouts, record)
     if layout is None:
         return BadRow(number, "missing column", describe_missing(layouts, record))
-    return RawRow(number, tuple(record[name] for name in layout.texts), record[layout.label])
+    texts, label, source = layout.parts([record[name] for name in layout.columns])
+    return RawRow(number, texts, label, source=source)
 
 
 def _decode_header(line: bytes, path: Path) -> str:
@@ -120,15 +121,17 @@ def _decode_header(line: bytes, path: Path) -> str:
         raise UserError(f"{path}:1: the header is not UTF-8: {error}") from error
 
 
-def _selector(header: list[str], layouts: tuple[Layout, ...], path: Path) -> itemgetter:
-    """Takes the text columns and then the label out of a row's fields."""
+def _selector(header: list[str], layouts: tuple[Layout, ...], path: Path) -> tuple[Layout, itemgetter]:
+    """The file's layout, and what takes its columns out of a row's fields."""
     layout = require_layout(layouts, header, f"{path}:1")
-    return itemgetter(*(header.index(name) for name in layout.columns))
+    return layout, itemgetter(*(header.index(name) for name in layout.columns))
 
 
-def _row(fields: list[str], header: list[str], select: itemgetter, number: int) -> RawRow | BadRow:
+def _row(
+    fields: list[str], header: list[str], layout: Layout, select: itemgetter, number: int
+) -> RawRow | BadRow:
     if len(fields) != len(header):
         reason = f"{len(fields)} fields where the header has {len(header)}"
         return BadRow(number, "wrong number of fields", reason)
-    *texts, label = select(fields)
-    return RawRow(number, tuple(texts), label)
+    texts, label, source = layout.parts(select(fields))
+    return RawRow(number, texts, label, source=source)

@@ -53,9 +53,7 @@ class SplitScorer:
     def logits_NC(self, source: SignalSource) -> NDArray[np.float64]:
         """Logits of every row of the split in row order; a collective."""
         found = torch.zeros(len(self.labels_N), self.num_classes, dtype=torch.float64)
-        for batch, (signal,) in source.signals(self.batches, _each, LOGITS, ahead=self.ahead):
-            real_B = batch.is_real_B
-            found[batch.ids_B[real_B]] = signal.logits_BC[real_B.to(signal.logits_BC.device)].double().cpu()
+        add_logits(found, source, self.batches, ahead=self.ahead)
         gathered: NDArray[np.float64] = self.sum_(found.to(self.device)).cpu().numpy()
         return gathered
 
@@ -79,6 +77,16 @@ class SplitScorer:
             total += torch.tensor([sum(values), len(values)], dtype=torch.float64)
         value, rows = self.sum_(total.to(self.device)).tolist()
         return value / rows if rows else float("nan")
+
+
+def add_logits(
+    found_NC: Tensor, source: SignalSource, batches: Sequence[Batch], *, ahead: int, first_row: int = 0
+) -> None:
+    """Writes into ``found_NC``, from row ``first_row`` on, what ``source`` says of the real rows of ``batches``."""
+    for batch, (signal,) in source.signals(batches, _each, LOGITS, ahead=ahead):
+        real_B = batch.is_real_B
+        logits_BC = signal.logits_BC[real_B.to(signal.logits_BC.device)]
+        found_NC[batch.ids_B[real_B] - first_row] = logits_BC.to(found_NC.dtype).cpu()
 
 
 def loyalty(student_NC: NDArray[np.float64], teacher_NC: NDArray[np.float64]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -42,20 +42,27 @@ METHODS = {
 
 # Terms that are functions of the student's own gradients.
 ALIGNED = ("gradient_embedding", "gradient_cls", "attribution")
+# The two that share one weight of 1 between them: λ, or α, is distillation's.
+SHARED = ("cross_entropy", "distillation")
+# PT and G of METHOD.md §4: what `reliance.scale_alignment` scales; attribution and noise keep their weight.
+SCALED = ("patience", "gradient_embedding", "gradient_cls")
 
 
 @dataclass(frozen=True)
 class LossTerms:
     """Sums of one micro-batch, not yet divided; ``weights`` and ``count_of`` say how they add up.
 
-    ``surrogate`` is a scalar of which only the gradient counts: that of the aligned terms through the student's
-    gradients, already weighted and divided (``central_difference``).
+    ``sums`` are plain, so that runs can be compared. Where rows weigh differently (λ per row), ``row_weighted``
+    has the sum that stands in the loss instead. ``surrogate`` is a scalar of which only the gradient counts: that
+    of the aligned terms through the student's gradients, already weighted and divided (``central_difference``).
     """
 
     sums: dict[str, Tensor]
     zero_rows: Tensor  # real tokens or sequences whose gradient has no direction: an error
     weights: dict[str, float]
     surrogate: Tensor | None = None
+    row_weighted: dict[str, Tensor] = field(default_factory=dict)
+    logits_BC: Tensor | None = None  # the student's, detached: its scores may be logged as rows are served
 
     def total(self, counts: BatchCounts) -> Tensor:
         """This micro-batch's share of the global batch's loss: Σ weight · sum / global count."""
@@ -67,7 +74,7 @@ class LossTerms:
     def share_of(self, names: tuple[str, ...], counts: BatchCounts) -> Tensor:
         """The share of some terms alone; 0 where none of them is there."""
         shares = [
-            self.weights[name] * value / count_of(name, counts)
+            self.weights[name] * self.row_weighted.get(name, value) / count_of(name, counts)
             for name, value in self.sums.items()
             if name in names
         ]
@@ -81,7 +88,10 @@ def count_of(term: str, counts: BatchCounts) -> int:
 
 @dataclass(frozen=True)
 class Objective:
-    """One method with its weights; terms of weight zero are not computed."""
+    """One method with its weights; terms of weight zero are not computed.
+
+    With ``per_row`` batches may bring λ per row (METHOD.md §4), and ``kd`` is for those that bring none.
+    """
 
     terms: Terms
     kd: float = 0.5  # α: share of the teacher's logits
@@ -97,12 +107,19 @@ class Objective:
     noise_spec: NoiseSpec | None = None
     teacher_layers: tuple[int, ...] = ()
     student_layers: tuple[int, ...] = ()
+    per_row: bool = False
+    scale_alignment: float | None = None  # λ_max: a row's patience and gradient terms weigh λ/λ_max
+
+    def __post_init__(self) -> None:
+        """λ is a share of the teacher's logits, and nothing is scaled by it where there is none."""
+        assert self.terms.distillation or not self.per_row
+        assert self.scale_alignment is None or (self.per_row and self.scale_alignment > 0)
 
     @property
     def weights(self) -> dict[str, float]:
         """Weight of every term by its name in logs; terms of weight zero are left out.
 
-        Cross-entropy gets what distillation leaves of 1.
+        Cross-entropy gets what distillation leaves of 1; both are there where rows decide.
         """
         alpha = self.kd if self.terms.distillation else 0.0
         found = {
@@ -114,7 +131,8 @@ class Objective:
             "attribution": self.attribution,
             "noisy_distillation": self.noise,
         }
-        return {name: weight for name, weight in found.items() if weight != 0.0}
+        always = SHARED if self.per_row else ()
+        return {name: weight for name, weight in found.items() if weight != 0.0 or name in always}
 
     @property
     def is_aligned(self) -> bool:
@@ -149,10 +167,14 @@ class Objective:
     ) -> LossTerms:
         """Sums of every term over the real rows of ``batch``; ``teacher`` may be None for ``finetune``.
 
-        With ``names`` of those terms alone, for which ``student`` must hold what they compare.
+        Without ``batch.reliance_B`` every row has the constant weights. With ``names`` of those terms alone, for
+        which ``student`` must hold what they compare.
         """
-        weights = self.weights
+        weights, weights_B = self.weights, self._row_weights(batch)
+        if weights_B:
+            weights = weights | dict.fromkeys(SHARED, 1.0)
         sums: dict[str, Tensor] = {}
+        row_weighted: dict[str, Tensor] = {}
         zero_rows = torch.zeros((), device=batch.is_real_B.device)
         for name in weights:
             if (teacher is None and name != "cross_entropy") or (names is not None and name not in names):
@@ -160,12 +182,26 @@ class Objective:
             if name in ALIGNED and batch.alignment == 0:
                 continue
             found = _TERMS[name](self, student, teacher, batch)  # type: ignore[arg-type]
-            sums[name] = found.values.masked_fill(~found.counted, 0.0).sum()
-            if name in ALIGNED and batch.alignment != 1:
-                sums[name] = sums[name] * batch.alignment
+            scale = batch.alignment if name in ALIGNED else 1.0
+            sums[name] = found.summed(scale)
+            if name in weights_B:
+                row_weighted[name] = found.summed(scale, weights_B[name])
             if found.no_direction is not None:
                 zero_rows = zero_rows + (found.no_direction & found.counted).sum()
-        return LossTerms(sums, zero_rows, weights)
+        return LossTerms(
+            sums, zero_rows, weights, row_weighted=row_weighted, logits_BC=student.logits_BC.detach()
+        )
+
+    def _row_weights(self, batch: Batch) -> dict[str, Tensor]:
+        """What every row's part of a term is multiplied by [B], for the terms where rows differ."""
+        reliance_B = batch.reliance_B
+        if reliance_B is None:
+            return {}
+        assert self.per_row, "λ per row without Objective.per_row"
+        found = {"cross_entropy": 1 - reliance_B, "distillation": reliance_B}
+        if self.scale_alignment is not None:
+            found |= dict.fromkeys(SCALED, reliance_B / self.scale_alignment)
+        return found
 
 
 @dataclass(frozen=True)
@@ -175,6 +211,13 @@ class _Term:
     values: Tensor
     counted: Tensor
     no_direction: Tensor | None = None
+
+    def summed(self, scale: float, weights_B: Tensor | None = None) -> Tensor:
+        """``scale`` · Σ of the values that count, each times its row's weight where rows have one."""
+        values = self.values.masked_fill(~self.counted, 0.0)
+        if weights_B is not None:
+            values = values * weights_B.view(-1, *[1] * (values.ndim - 1))
+        return values.sum() if scale == 1 else values.sum() * scale
 
 
 def _cross_entropy(this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch) -> _Term:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import pytest
 
 from distill_dist import command_line
-from distill_dist.command_line import launch
+from distill_dist.command_line import launch, leave_at_once
 from distill_dist.config.describe import field_docs
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import Interrupted, UserError
@@ -85,6 +85,23 @@ def test_config_path_stands_in_for_config(capsys: pytest.CaptureFixture[str], tm
     assert json.loads(capsys.readouterr().out)["size"] == 8
     assert run(echo, ["--config", str(other)], config_path=lambda args: own) == 0
     assert json.loads(capsys.readouterr().out)["size"] == 9
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["runs/x", *PREPARE], ["--top", "3", "runs/x", *PREPARE], ["runs/x", PREPARE[0], "--top=3", PREPARE[1]]],
+)
+def test_a_folder_comes_before_the_overrides(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    def show(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
+        return {"folder": str(args.folder), "prepared": config.data.prepared}
+
+    def flags(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--top", type=int)
+
+    assert run(show, argv, flags=flags, folder="where the run is") == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": "runs/x", "prepared": "p"}
+    assert run(never, [], flags=flags, folder="where the run is") == 2
+    assert "DIR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -222,3 +239,25 @@ def test_reading_the_command_line_imports_no_torch_and_standard_output_may_fail(
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: the result cannot be printed: standard output: ")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("code", [2, 75])
+def test_a_run_that_failed_skips_the_teardown(code: int) -> None:
+    """What hangs or aborts at the interpreter's end does not change the code; what was printed is there."""
+    program = (
+        "import atexit, os, sys\n"
+        "from distill_dist.command_line import leave_at_once\n"
+        "atexit.register(os.abort)\n"
+        "print('said')\n"
+        f"leave_at_once(SystemExit({code}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, "said\n")
+
+
+def test_a_run_that_ended_well_ends_as_usual() -> None:
+    with pytest.raises(SystemExit) as caught:
+        leave_at_once(SystemExit(0))
+    assert caught.value.code == 0

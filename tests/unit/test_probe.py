@@ -53,10 +53,12 @@ def run(
     engine: type[Engine] = Engine,
     batch: Batch = BATCH,
     dtype: torch.dtype = torch.float32,
+    scale_alignment: float | None = None,
     **more: Any,
 ) -> tuple[Probe, Engine]:
     student, teacher = models(dtype)
-    objective = objective_of(name)
+    per_row = batch.reliance_B is not None
+    objective = objective_of(name, per_row=per_row, scale_alignment=scale_alignment)
     signal = signal_of(teacher, objective, batch)
     assert signal is not None
     plain = StudentStep(encoder_parts(copy.deepcopy(student)), objective)
@@ -186,6 +188,16 @@ def test_a_batch_of_fillers_proves_nothing() -> None:
     assert found.aligned_error == math.inf
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("engine", [Engine, Halved])
+def test_rows_that_rely_on_nobody_can_be_probed(rows: int, engine: type[Engine]) -> None:
+    """λ of 0 on all of them, and the aligned terms scaled by it: nothing would be left to compare."""
+    batch = take_rows(replace(BATCH, reliance_B=torch.zeros(len(BATCH.labels_B))), list(range(rows)))
+    found, _ = run(batch=batch, scale_alignment=0.75, engine=engine)
+    assert (found.aligned_error < 1e-4) == (engine is Engine)
+    assert math.isfinite(found.aligned_error)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_few_rows_are_enough(rows: int) -> None:
     """One row is one micro-batch and a filler."""
@@ -195,8 +207,16 @@ def test_few_rows_are_enough(rows: int) -> None:
 
 
 def test_first_rows_of_a_batch_and_of_its_signal() -> None:
-    whole = replace(ragged_batch(LENGTHS), alignment=2.0)
+    places_B = torch.arange(len(LENGTHS))
+    whole = replace(
+        ragged_batch(LENGTHS), alignment=2.0, positions_B=10 * places_B, reliance_B=places_B.float() / 8
+    )
     few = first_rows(whole)
+    assert few.positions_B is not None
+    assert few.positions_B.tolist() == [0, 10, 20, 30]
+    assert few.reliance_B is not None
+    assert few.reliance_B.tolist() == [0.0, 0.125, 0.25, 0.375]
+    assert first_rows(ragged_batch(LENGTHS)).reliance_B is None
     assert few.ids_B.tolist() == [0, 1, 2, 3]
     assert len(few.ids_B) == ROWS
     assert few.input_ids_BL.shape == (ROWS, 12)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -69,16 +70,37 @@ def test_failed(folder: RunFolder, error: BaseException, reason: str) -> None:
     assert state(folder) == {"state": "failed", "resumable": False, "reason": reason}
 
 
-def test_another_rank_speaks_only_when_it_was_interrupted(folder: RunFolder) -> None:
-    """The first may be the one that died; a verdict of its own must not be overwritten."""
+def test_another_rank_speaks_when_it_was_interrupted(folder: RunFolder) -> None:
+    """The first may be the one that died."""
     folder.set_state("running", process=1)
     run(folder, None, writes=False)
-    with pytest.raises(ValueError, match="no"):
-        run(folder, ValueError("no"), writes=False)
     assert state(folder) == {"state": "running", "process": 1}
     with pytest.raises(Interrupted):
         run(folder, Interrupted("lost rank 0"), writes=False)
     assert state(folder)["state"] == "stopped"
+
+
+def test_what_failed_on_any_rank_stands(folder: RunFolder) -> None:
+    """Who lost the rank that failed, or hears from it what is wrong, says nothing over it."""
+    hearsay = UserError("another student says what is wrong")
+    hearsay.said = True
+    for error in (Interrupted("lost rank 1"), hearsay):
+        with contextlib.suppress(type(error)), folder.verdict(writes=True):
+            with pytest.raises(ValueError, match="no"):
+                run(folder, ValueError("no"), writes=False)
+            raise error
+        assert state(folder) == {"state": "failed", "resumable": False, "reason": "ValueError: no"}
+
+
+def test_hearsay_is_a_verdict_until_the_other_speaks(folder: RunFolder) -> None:
+    hearsay = UserError("another student says what is wrong")
+    hearsay.said = True
+    with pytest.raises(UserError):
+        run(folder, hearsay)
+    assert state(folder)["reason"] == "UserError: another student says what is wrong"
+    with pytest.raises(UserError):
+        run(folder, UserError("shard 3 is damaged"), writes=False)
+    assert state(folder)["reason"] == "UserError: shard 3 is damaged"
 
 
 def test_a_refused_run_leaves_its_verdict_but_not_over_an_earlier_one(folder: RunFolder) -> None:

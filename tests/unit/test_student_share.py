@@ -83,11 +83,21 @@ def test_rows_that_are_not_aligned_ask_for_no_gradient_and_run_none(
 
 def test_a_batch_keeps_its_weight_on_the_way_to_a_device() -> None:
     batch = replace(BATCH, alignment=0.25)
-    moved = batch.to("cpu")
-    assert moved.alignment == 0.25
-    for field in fields(Batch):
-        if field.name != "alignment":
-            assert torch.equal(getattr(moved, field.name), getattr(batch, field.name))
+    assert batch.to("cpu").alignment == batch.to("meta").alignment == 0.25
+
+
+def test_every_tensor_of_a_batch_goes_to_the_device_and_what_is_not_there_stays_away() -> None:
+    rows = len(BATCH.labels_B)
+    whole = replace(BATCH, reliance_B=torch.linspace(0, 1, rows), positions_B=torch.arange(rows))
+    for batch in (BATCH, whole):
+        moved, same = batch.to("meta"), batch.to("cpu")
+        for field in fields(Batch):
+            value, there = getattr(batch, field.name), getattr(moved, field.name)
+            assert (value is None) == (there is None), field.name
+            if isinstance(value, torch.Tensor):
+                assert there.device.type == "meta", field.name
+                assert torch.equal(getattr(same, field.name), value), field.name
+    assert BATCH.to("cpu").reliance_B is None
 
 
 def test_what_is_left_of_a_spec_without_gradients() -> None:

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from torch import Tensor
 
 from distill_dist.errors import UserError
@@ -132,13 +134,16 @@ def test_means_over_two_students_and_several_micro_batches(tmp_path: Path, clock
 
 def test_an_interval_starts_from_nothing(tmp_path: Path, clock: Clock) -> None:
     target = telemetry(tmp_path)
+    waited_s = 0.0
     for step in (1, 2):
         add(target, 4.0 * step, 2.0, real=5, computed=10)
         target.step_done(sequences=4, tokens=5)
         clock.now += 1.0
-        found = speak(target, step, waited_s=0.25 * step)
-        clock.now += 100.0  # an evaluation
-        target.resume_clock()
+        waited_s += 0.25
+        found = speak(target, step, waited_s=waited_s)
+        clock.now += 100.0  # an evaluation, which waits for its teacher too
+        waited_s += 70.0
+        target.resume_clock(waited_s=waited_s)
         assert found["loss/cross_entropy"] == 1.0 * step
         assert found["throughput/samples_per_s"] == 4.0
         assert found["throughput/teacher_wait_share"] == 0.25
@@ -188,7 +193,30 @@ def test_tensorboard_gets_every_scalar_at_its_step(tmp_path: Path) -> None:
     assert written["dev/accuracy"] == [(2, 0.75)]
 
 
-def test_a_resumed_run_takes_back_what_its_checkpoint_does_not_know(tmp_path: Path) -> None:
+def test_a_histogram_keeps_its_own_bins(tmp_path: Path) -> None:
+    target = telemetry(tmp_path)
+    counts, edges = np.array([0, 0, 3, 1, 0]), np.linspace(0.0, 1.0, 6)
+    target.histograms(4, {"curriculum/confidence": (counts, edges), "reliance/lambda": (0 * counts, edges)})
+    target.close()
+    accumulator = EventAccumulator(str(tmp_path)).Reload()
+    (event,) = accumulator.Histograms("curriculum/confidence")
+    found = event.histogram_value
+    assert event.step == 4
+    assert list(found.bucket_limit) == edges[1:].tolist()
+    assert list(found.bucket) == [0, 0, 3, 1, 0]
+    # what is drawn of the outermost bins that hold something
+    assert (found.min, found.max, found.num) == (edges[2], edges[4], 4)
+    assert found.sum / found.num == pytest.approx((3 * 0.5 + 0.7) / 4)
+    assert found.sum_squares == pytest.approx(3 * 0.5**2 + 0.7**2)
+    (empty,) = accumulator.Histograms("reliance/lambda")
+    assert empty.histogram_value.num == 0
+
+
+def test_a_resumed_run_takes_back_what_its_checkpoint_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # files of one second and one process are told apart by a counter only, of which 10 is read before 9
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
         target = telemetry(tmp_path, start=start)
         for step in steps:
@@ -204,6 +232,7 @@ def test_only_student_zero_writes(tmp_path: Path) -> None:
     target.step_done(sequences=1, tokens=5)
     speak(target)
     target.write(1, {"dev/accuracy": 1.0})
+    target.histograms(1, {"curriculum/confidence": (np.ones(2, int), np.arange(3.0))})
     target.close()
     assert list(tmp_path.iterdir()) == []
 

@@ -130,6 +130,9 @@ def take_rows(batch: Batch, rows: list[int], *, fillers: int = 0) -> Batch:
     def cut(tensor: Tensor) -> Tensor:
         return tensor[index][:, :width] if tensor.ndim == 2 else tensor[index]
 
+    def cut_if_there(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else cut(tensor)
+
     return Batch(
         cut(batch.ids_B),
         cut(batch.input_ids_BL),
@@ -137,6 +140,8 @@ def take_rows(batch: Batch, rows: list[int], *, fillers: int = 0) -> Batch:
         cut(batch.token_type_ids_BL),
         cut(batch.labels_B),
         torch.arange(len(index)) < len(rows),
+        reliance_B=cut_if_there(batch.reliance_B),
+        positions_B=cut_if_there(batch.positions_B),
     )
 
 

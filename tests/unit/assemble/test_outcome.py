@@ -36,6 +36,7 @@ def outcome(root: Path, group: Group, *, saved_step: int = 0) -> Outcome:
     return Outcome(
         config=config, engine=engine, student=unused, teacher=None, scorers={}, group=students, telemetry=unused,
         folder=folder, tokenizer=root, identity={}, alignment=None, best=None, saved_step=saved_step,
+        curriculum=dict, order=lambda: None,
     )  # fmt: skip
 
 

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from distill_dist.config.load import dump_config, load_config, resolve_defaults
-from distill_dist.config.schema import ObjectiveConfig, RunConfig, StudentConfig, WeightConfig
+from distill_dist.config.schema import (
+    CurriculumConfig,
+    ObjectiveConfig,
+    RelianceConfig,
+    RunConfig,
+    StudentConfig,
+    WeightConfig,
+)
 from distill_dist.errors import UserError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -198,9 +205,39 @@ def test_resolving_keeps_what_the_user_set() -> None:
         student=StudentConfig(dropout=0.0, freeze_embeddings=True),
         objective=ObjectiveConfig(kd_scale="mean"),
         weight=WeightConfig(gradient=0.7),
+        curriculum=CurriculumConfig(pacing="competence", start=0.5),
+        reliance=RelianceConfig(initial=0.0, maximum=1.0),
     )
     assert resolve_defaults(chosen) == chosen
     assert resolve_defaults(RunConfig(method="kd")) != chosen
+
+
+@pytest.mark.parametrize(
+    ("pacing", "start"), [("competence", 0.01), ("fixed_exponential", 0.04), ("linear", 0.2)]
+)
+def test_a_pacing_has_its_own_start(pacing: str, start: float) -> None:
+    """METHOD.md §3: c₀ = 0.01 and 0.04; the others share one."""
+    config = resolve_defaults(RunConfig(curriculum=CurriculumConfig(pacing=pacing)))  # type: ignore[arg-type]
+    assert config.curriculum.start == start
+    assert resolve_defaults(config) == config
+    kept = RunConfig(curriculum=CurriculumConfig(pacing=pacing, start=0.3))  # type: ignore[arg-type]
+    assert resolve_defaults(kept).curriculum.start == 0.3
+
+
+def test_reliance_is_the_weights_where_nothing_is_said() -> None:
+    found = resolve_defaults(RunConfig(weight=WeightConfig(kd=0.3))).reliance
+    assert (found.initial, found.minimum, found.maximum) == (0.3, 0.0, 0.3)
+    chosen = RunConfig(weight=WeightConfig(kd=0.3), reliance=RelianceConfig(maximum=0.9))
+    assert (resolve_defaults(chosen).reliance.initial, resolve_defaults(chosen).reliance.maximum) == (
+        0.3,
+        0.9,
+    )
+    without = resolve_defaults(RunConfig(weight=WeightConfig(kd=0.0))).reliance
+    assert (without.initial, without.maximum) == (0.0, None), (
+        "no λ_max is 0: it stays for the check to refuse"
+    )
+    initial = resolve_defaults(RunConfig(reliance=RelianceConfig(initial=0.0)))
+    assert initial.reliance.initial == 0.0, "0 is a value"
 
 
 def test_dump_round_trip(write: Write) -> None:

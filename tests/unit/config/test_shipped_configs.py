@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,16 @@ from distill_dist.config.schema import RunConfig
 REPOSITORY = Path(__file__).parents[3]
 SHIPPED = sorted((REPOSITORY / "configs").glob("*.yaml"))
 TASKS = ("sst2", "qqp", "mnli", "qnli")
+STUDIES = {
+    "cl": {"curriculum.order": "easy_to_hard", "curriculum.stratify": "label"},
+    "sr": {"reliance.rule": "gate"},
+    "cl_sr": {
+        "curriculum.order": "easy_to_hard",
+        "curriculum.stratify": "label",
+        "reliance.rule": "gate",
+    },
+}
+NAMED_BY_STUDY = re.compile(r"(kd|gkd|gkd_cls)_(cl_sr|cl|sr)_(.+)")
 
 NAMES_AND_SIZES = {
     "run_dir",
@@ -36,6 +48,7 @@ def _in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
 
 
+@cache
 def load(name: str) -> RunConfig:
     return load_config(REPOSITORY / "configs" / f"{name}.yaml", [])
 
@@ -44,6 +57,9 @@ def test_the_promised_files_are_there() -> None:
     promised = {f"{kind}_{task}" for kind in ("gkd", "teacher") for task in TASKS}
     promised |= {f"gkd_{task}_distilbert" for task in TASKS}
     promised |= {f"{kind}_{task}_minilm" for kind in ("gkd", "teacher") for task in ("sst2", "mnli")}
+    promised |= {f"{kind}_{study}_mnli" for kind in ("kd", "gkd", "gkd_cls") for study in STUDIES}
+    promised |= {f"{kind}_cl_sr_{task}" for kind in ("kd", "gkd_cls") for task in TASKS}
+    promised |= {f"{kind}_cl_sr_{task}_minilm" for kind in ("kd", "gkd_cls") for task in ("sst2", "mnli")}
     assert promised <= {path.stem for path in SHIPPED}
 
 
@@ -104,3 +120,38 @@ def test_the_example_for_own_rows_differs_from_the_tested_one_in_names() -> None
     own = {"data.source", "data.text_columns", "data.label_column", "data.labels"}
     assert _differing(student, load("gkd_sst2_minilm")) <= NAMES_AND_SIZES | own
     assert _differing(teacher, load("teacher_sst2_minilm")) <= NAMES_AND_SIZES | own | {"train.learning_rate"}
+
+
+@pytest.mark.parametrize("name", [path.stem for path in SHIPPED if NAMED_BY_STUDY.fullmatch(path.stem)])
+def test_a_study_is_its_plain_run_but_for_what_its_name_says(name: str) -> None:
+    """METHOD.md §4: KD, KD-CL, KD-SR, KD-CL-SR; each with GKD and GKD-CLS as well."""
+    match = NAMED_BY_STUDY.fullmatch(name)
+    assert match is not None
+    method, study, task = match.groups()
+    config, plain = load(name), load(f"gkd_{task}")
+    assert config.method == method
+    assert config.run_dir == f"runs/{name}"
+    derived = {
+        "method",
+        "student.dropout",
+        "student.freeze_embeddings",
+        "objective.kd_scale",
+        "weight.gradient",
+    }
+    assert _differing(config, plain) - derived == {"run_dir", *STUDIES[study]}
+    assert {key: value_at(config, key) for key in STUDIES[study]} == STUDIES[study]
+    if method == plain.method:
+        assert not _differing(config, plain) & derived
+    # what the method derives, not what the base's method would have
+    gradients = method != "kd"
+    assert (config.student.dropout, config.objective.kd_scale) == (
+        (0.0, "mean") if gradients else (0.1, "sum")
+    )
+    assert config.weight.gradient == {"kd": None, "gkd": 0.5, "gkd_cls": 0.1}[method]
+    assert (config.reliance.initial, config.reliance.maximum) == (config.weight.kd, config.weight.kd)
+
+
+def test_names_of_studies_are_told_apart() -> None:
+    found = {path.stem for path in SHIPPED if NAMED_BY_STUDY.fullmatch(path.stem)}
+    assert {"kd_cl_sr_mnli", "gkd_cls_cl_sr_sst2_minilm", "gkd_cls_sr_mnli"} <= found
+    assert not {"gkd_mnli", "gkd_sst2_minilm", "gkd_own_rows", "demo"} & found

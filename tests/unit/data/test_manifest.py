@@ -20,7 +20,7 @@ from distill_dist.errors import UserError
 @pytest.fixture
 def manifest():
     shard = ShardEntry("train/shard-000000.tar", 2, 10240, "aa", "bb")
-    split = SplitEntry(2, 9, 1, {"empty text": 1}, {"1-8": 2}, {"no": 1, "yes": 1}, (shard,))
+    split = SplitEntry(2, 9, 1, {"empty text": 1}, {"1-8": 2}, {"no": 1, "yes": 1}, {"web": 2}, (shard,))
     return Manifest(
         "custom", "accuracy", ("no", "yes"), 8, 0, 16, "cc", {"train": split}, {"splits": {"train": {}}}
     )
@@ -47,7 +47,7 @@ def test_absent(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"format": 0}, "has format 0, this version reads 1"), ({"splits": {"train": 3}}, "is broken")],
+    [({"format": 1}, "has format 1, this version reads 2"), ({"splits": {"train": 3}}, "is broken")],
 )
 def test_broken_or_of_another_version_but_ours(manifest, tmp_path, changes, reason):
     record = json.loads(json.dumps(asdict(manifest)))

@@ -385,3 +385,36 @@ def test_what_is_prepared_is_found_while_another_run_holds_the_lock(config, out)
     run(config)
     out.with_name(f".{out.name}.lock").mkdir()
     assert run(config)["reused"] is True
+
+
+def test_where_rows_come_from_is_kept_and_determines_the_folder(config, out, tmp_path):
+    run(config)
+    assert load_manifest(out).splits["train"].sources == {}
+    header, *lines = TRAIN.splitlines()
+    named = [f"{line}\t{name}" for line, name in zip(lines, ("web", "books", "web"), strict=True)]
+    (tmp_path / "input" / "train.tsv").write_text("\n".join([f"{header}\tfrom", *named]) + "\n")
+    (tmp_path / "input" / "dev.tsv").write_text("sentence\tlabel\tfrom\nfilm\t1\tbooks\n")
+    run(config, replace=True)
+    with pytest.raises(UserError, match=r"source_column:  -> from"):
+        run(change(config, source_column="from"))
+    run(change(config, source_column="from"), replace=True)
+    splits = load_manifest(out).splits
+    assert (splits["train"].sources, splits["dev"].sources) == ({"web": 2, "books": 1}, {"books": 1})
+    assert open_split(out, "train").sources.tolist() == [0, 1, 0]
+    assert open_split(out, "dev").sources.tolist() == [0]
+
+
+def test_a_row_without_its_source_is_a_bad_row(config, tmp_path):
+    (tmp_path / "input" / "train.tsv").write_text("sentence\tlabel\tfrom\nfilm\t1\tweb\nfilm\t1\t\n")
+    only_train = change(config, splits={"train": "train.tsv"}, source_column="from")
+    with pytest.raises(UserError, match=r"train\.tsv:3: the source is missing"):
+        run(only_train)
+
+
+def test_too_many_sources_leave_nothing_behind(config, out, tmp_path, monkeypatch):
+    monkeypatch.setattr("distill_dist.data.shard_writer.MOST_SOURCES", 3)
+    rows = "".join(f"film\t1\tname{number}\n" for number in range(4))
+    (tmp_path / "input" / "train.tsv").write_text(f"sentence\tlabel\tfrom\n{rows}")
+    with pytest.raises(UserError, match=r"data\.source_column: the split 'train' has more than 3 "):
+        run(change(config, splits={"train": "train.tsv"}, source_column="from"))
+    assert list(out.parent.iterdir()) == []

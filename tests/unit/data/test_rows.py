@@ -60,3 +60,29 @@ def test_a_number_is_no_text():
 def test_the_generators_knowledge_is_kept():
     row = check_row(RawRow(1, ("a", "b"), "neutral", difficulty=3, clean_label="entailment"), LABELS)
     assert (row.label, row.difficulty, row.clean_label) == (1, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [("web", "web"), (" web ", "web"), ("café".encode(), "café"), (3, "3"), (3.0, "3"), (0, "0")],
+)
+def test_a_source_is_a_name_or_a_number(value, name):
+    assert check_row(RawRow(7, ("a",), 1, source=(value,)), LABELS).source == name
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (None, "missing source"),
+        (" ", "missing source"),
+        (math.nan, "missing source"),
+        (b"caf\xe9", "broken utf-8"),
+        ({"a": 1}, "source is no name"),
+    ],
+)
+def test_a_source_that_is_none_is_a_bad_row(value, kind):
+    assert check_row(RawRow(7, ("a",), 1, source=(value,)), LABELS).kind == kind
+
+
+def test_without_a_column_there_is_no_source():
+    assert check_row(RawRow(7, ("a",), 1), LABELS).source is None

@@ -10,38 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import webdataset
+from tiny_shards import flip, make_rows, write
 
-from distill_dist.data.manifest import Manifest, save_manifest
-from distill_dist.data.rows import TextRow
+from distill_dist.data.manifest import save_manifest
 from distill_dist.data.shard_index import NO_TIME
-from distill_dist.data.shard_writer import ShardWriter, _member_header
+from distill_dist.data.shard_writer import MOST_SOURCES, _member_header
 from distill_dist.data.shards import find_damage, open_split
 from distill_dist.durable import sha256_file
 from distill_dist.errors import UserError
-
-LABELS = ("no", "yes")
-
-
-def make_rows(count, seed=0):
-    """(tokens [2, L], row) with lengths 1 to 40, the whole uint16 range among the ids."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for number in range(count):
-        length = int(rng.integers(1, 41))
-        tokens = np.stack([rng.integers(0, 1 << 16, length), rng.integers(0, 2, length)])
-        row = TextRow(3 * number + 2, ("t",), number % 2, number % 5 - 1, (number + 1) % 2)
-        rows.append((tokens, row))
-    return rows
-
-
-def write(folder, rows, *, rows_per_shard=10, dtype="<u2", split="train"):
-    writer = ShardWriter(folder, split, rows_per_shard=rows_per_shard, dtype=np.dtype(dtype))
-    for tokens, row in rows:
-        writer.add(tokens, row)
-    entry = writer.finish(truncated=3, bad_rows={"empty text": 1}, labels=LABELS)
-    manifest = Manifest("custom", "accuracy", LABELS, 64, 0, 100, "f", {split: entry}, {})
-    save_manifest(manifest, folder)
-    return manifest
 
 
 @pytest.fixture
@@ -138,12 +114,6 @@ def test_a_full_last_shard_is_not_followed_by_an_empty_one(tmp_path):
     assert len(write(tmp_path, make_rows(20)).splits["train"].shards) == 2
 
 
-def flip(path, position):
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
-
-
 def test_a_flipped_bit_is_found_when_its_row_is_read_and_only_then(prepared):
     folder, _, manifest = prepared
     shard = folder / "train" / "shard-000001.tar"
@@ -194,6 +164,48 @@ def test_an_index_that_pickles_is_not_unpickled(prepared):
     save_manifest(replace(manifest, splits={"train": entry}), folder)
     with pytest.raises(UserError, match=r"index cannot be read: .*allow_pickle=False"):
         open_split(folder, "train")
+
+
+def test_sources_are_numbered_by_first_appearance_and_counted(tmp_path):
+    manifest = write(tmp_path, make_rows(25, sources=("web", "books", "web")))
+    assert list(manifest.splits["train"].sources.items()) == [("web", 17), ("books", 8)]
+    sources = open_split(tmp_path, "train").sources
+    assert sources.dtype == np.int32
+    assert sources.tolist() == ([0, 1, 0] * 9)[:25]
+
+
+def test_without_a_column_no_row_has_a_source(prepared):
+    folder, _, manifest = prepared
+    assert manifest.splits["train"].sources == {}
+    assert open_split(folder, "train").sources.tolist() == [-1] * 25
+
+
+def test_a_source_for_nearly_every_row_is_refused(tmp_path, monkeypatch):
+    assert MOST_SOURCES == 1000  # as the field's documentation says
+    monkeypatch.setattr("distill_dist.data.shard_writer.MOST_SOURCES", 3)
+    rows = make_rows(9, sources=("a", "b", "c"))
+    assert write(tmp_path / "a", rows).splits["train"].sources == {"a": 3, "b": 3, "c": 3}
+    more = make_rows(1, sources=("one more",))
+    with pytest.raises(UserError, match=r"data\.source_column: the split 'train' .* than 3 .*'one more'"):
+        write(tmp_path / "b", rows + more)
+
+
+def test_the_sizes_of_the_shards(prepared):
+    folder, _, manifest = prepared
+    split = open_split(folder, "train")
+    shards = manifest.splits["train"].shards
+    assert split.block_sizes.tolist() == [10, 10, 5]
+    assert split.block_bytes.tolist() == [(folder / shard.file).stat().st_size for shard in shards]
+    assert split.block_sizes.dtype == split.block_bytes.dtype == np.int64
+
+
+def test_a_block_says_where_its_rows_lie(prepared):
+    folder, rows, _ = prepared
+    block = open_split(folder, "train").block(1)
+    content = block.path.read_bytes()
+    assert (block.first_row, block.bytes, len(block.offset)) == (10, len(content), 10)
+    for (tokens, _), offset, size in zip(rows[10:20], block.offset, block.size, strict=True):
+        assert content[offset : offset + size] == tokens.astype("<u2").tobytes()
 
 
 def test_unknown_split_and_absent_folder(prepared):

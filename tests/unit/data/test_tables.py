@@ -142,3 +142,29 @@ def test_hub_layout_of_plain_files(tmp_path):
     (folder / "train.csv").write_text("text,label\na,x\n")
     (folder / "validation.csv").write_text("text,label\nb,y\n")
     assert read(open_hub(str(folder), "", "validation", "", LAYOUTS)) == [RawRow(1, (b"b",), "y")]
+
+
+@pytest.mark.parametrize(
+    "opener", [open_parquet, lambda path, layouts: open_hub(str(path), "", "train", "", layouts)]
+)
+def test_sources_of_tables_have_the_files_own_names(tmp_path, opener):
+    features = datasets.Features(
+        {
+            "from": datasets.ClassLabel(names=["web", "books"]),
+            "label": datasets.Value("string"),
+            "text": datasets.Value("string"),
+        }
+    )
+    dataset = datasets.Dataset.from_dict(
+        {"text": ["a", "b"], "label": ["x", "y"], "from": [1, 0]}, features=features
+    )
+    path = tmp_path / "train.parquet"
+    dataset.to_parquet(path)
+    rows = read(opener(path if opener is open_parquet else tmp_path, (Layout(("text",), "label", "from"),)))
+    assert rows == [RawRow(1, (b"a",), "x", source=("books",)), RawRow(2, (b"b",), "y", source=("web",))]
+
+
+def test_parquet_without_the_column_of_sources(tmp_path):
+    pq.write_table(pa.table({"text": ["a"], "label": ["x"]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"needs 'text', 'label', 'from'; .*data\.source_column"):
+        open_parquet(tmp_path / "x.parquet", (Layout(("text",), "label", "from"),))

@@ -94,3 +94,21 @@ def test_the_generated_corpus_is_mnlis_shape_and_takes_no_names():
         resolve_task(DataConfig(source="synthetic_nli", labels=("a", "b", "c")))
     with pytest.raises(UserError, match="sst2 does not fit"):
         resolve_task(DataConfig(source="synthetic_nli", task="sst2"))
+    with pytest.raises(UserError, match=r"data\.source_column has no meaning"):
+        resolve_task(DataConfig(source="synthetic_nli", source_column="origin"))
+
+
+def test_the_column_of_sources_is_one_that_a_row_must_have():
+    task = resolve_task(DataConfig(task="mnli", source_column="genre"))
+    assert [layout.columns for layout in task.layouts] == [
+        ("premise", "hypothesis", "label", "genre"),
+        ("sentence1", "sentence2", "gold_label", "genre"),
+    ]
+    with pytest.raises(UserError, match=r"missing column: .*'genre'; has .* and data\.source_column"):
+        require_layout(task.layouts, TASKS["mnli"].layouts[0].columns, "train.tsv:1")
+
+
+@pytest.mark.parametrize("column", ["label", "sentence"])
+def test_the_column_of_sources_is_none_of_the_others(column):
+    with pytest.raises(UserError, match=rf"data\.source_column '{column}' .* name another"):
+        resolve_task(DataConfig(task="sst2", source_column=column))

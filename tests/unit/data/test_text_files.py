@@ -130,3 +130,19 @@ def test_jsonl_nested_beyond_the_parser_is_a_bad_row(rows):
 def test_a_header_that_will_not_do_is_an_error_at_once(rows, reader, content, message):
     with pytest.raises(UserError, match=rf"rows.txt:1: .*{message}"):
         rows(reader, content)
+
+
+FROM = (Layout(("text",), "label", "from"),)
+
+
+def test_every_reader_takes_the_column_of_sources(rows):
+    assert rows(read_tsv, b"from\ttext\tlabel\nweb\ta\t0\n", FROM) == [
+        RawRow(2, ("a",), "0", source=("web",))
+    ]
+    assert rows(read_csv, b"from,text,label\nweb,a,0\n", FROM) == [RawRow(2, ("a",), "0", source=("web",))]
+    content = b'{"text": "a", "label": 1, "from": 3}\n{"text": "a", "label": 1}\n'
+    found = rows(read_jsonl, content, FROM)
+    assert found[0] == RawRow(1, ("a",), 1, source=(3,))
+    assert (found[1].kind, "'from'" in found[1].reason) == ("missing column", True)
+    with pytest.raises(UserError, match=r"rows.txt:1: missing column: .*'from'; has .*data\.source_column"):
+        rows(read_tsv, b"text\tlabel\na\t0\n", FROM)
