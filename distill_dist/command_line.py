@@ -149,9 +149,9 @@ def _print_json(result: dict[str, Any]) -> None:
 def leave_at_once(ended: SystemExit) -> NoReturn:
     """End the process with the code of ``ended``, without the interpreter's teardown where that is not 0.
 
-    Then siblings leave at their own times, and a thread of torch's that hears a connection break while the group is
-    being torn down aborts the process: seen once in some 25 refusals on a busy machine, as SIGABRT instead of code 2.
-    Whatever matters is written by then.
+    Once in some 25 refusals on a busy machine a rank ended with SIGABRT instead of code 2. It could not be provoked
+    again and the cause is not known; a group torn down while siblings leave is the guess that this goes by. Whatever
+    matters is written by then.
     """
     if ended.code in (0, None):
         raise ended
