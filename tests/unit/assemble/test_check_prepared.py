@@ -95,3 +95,17 @@ def test_another_generated_corpus_is_refused(tmp_path: Path) -> None:
     check(run)
     with pytest.raises(UserError, match=r"data\.synthetic=.*'label_noise': 0\.5.*prepare again"):
         check(run, "data.synthetic.label_noise=0.5")
+
+
+def test_a_source_column_that_was_prepared_is_accepted_and_no_other(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    rows = [*arguments, f"data.prepared={tmp_path}/prepared", "data.source_column=origin"]
+    for split in ("train", "dev"):
+        text = "".join(f"good film,bad,{label},{label}s\n" for label in ("fine", "poor") * 4)
+        (tmp_path / f"{split}.csv").write_text(f"subject,body,kind,origin\n{text}", encoding="utf-8")
+    rows.append(f"data.path={tmp_path}")
+    prepare(load_config(None, rows, need="prepare").data, progress=False)
+    check(rows)
+    with pytest.raises(UserError, match=r"data\.source_column"):
+        check(rows, 'data.source_column=""')
