@@ -30,6 +30,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distill_dist.accumulate import OnlyInto
 from distill_dist.errors import UserError
 
 deepspeed.utils.logger.setLevel(logging.WARNING)  # it logs to stdout, where our one JSON line goes
@@ -137,7 +138,8 @@ class Engine:
             # DeepSpeed counts micro-batches in the forward of its wrapper, which is not used: without this a
             # micro-batch overwrites the one before it, in silence.
             self._optimizer.clear_backward_seen_flag()
-        with self.whole_weights() if self._whole_in_backward else contextlib.nullcontext():
+        whole = self.whole_weights() if self._whole_in_backward else contextlib.nullcontext()
+        with whole, OnlyInto(parameter for _, parameter in self._trainable()):
             self._engine.backward(loss_share * self._students, scale_wrt_gas=False)
 
     def whole_weights(self, *, modified: bool = False) -> contextlib.AbstractContextManager[object]:

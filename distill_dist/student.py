@@ -48,7 +48,7 @@ class _Seen:
 
 @dataclass(frozen=True)
 class _Slopes:
-    """Gradients of the margins of ``views_BV`` at the perturbed points; those of the signal are ``classes_BV``."""
+    """Gradients of the margins of ``views_BV`` at the inner points; those of the signal are ``classes_BV``."""
 
     classes_BV: Tensor
     views_BV: Tensor
@@ -106,7 +106,7 @@ class StudentStep:
                 return self._difference_beside(batch, signal, counts)
             return self._difference_in_one(batch, signal, counts)
         with self._autocast():
-            seen = self._forward(batch, perturbed=aligned)
+            seen = self._forward(batch, differentiated=aligned)
             slopes = None
             if aligned:
                 assert signal is not None
@@ -158,15 +158,15 @@ class StudentStep:
         return self.objective.student_layers if wants else ()
 
     def _run(
-        self, inputs: Inputs, displacement: Displacement | None = None, *, perturbed: bool = True
+        self, inputs: Inputs, displacement: Displacement | None = None, *, differentiated: bool = True
     ) -> tuple[Tensor, InnerPoints]:
-        """One forward: logits and the points it passed; ``perturbed`` there unless it is displaced."""
+        """One forward: logits and the points it passed; to be ``differentiated`` at unless it is displaced."""
         with watch_points(
             self.parts,
             layers=self._layers,
-            embedding_gradient=perturbed
+            embedding_gradient=differentiated
             and (self._wants("gradient_embedding") or self._wants("attribution")),
-            cls_gradients=perturbed and self._wants("gradient_cls"),
+            cls_gradients=differentiated and self._wants("gradient_cls"),
             displacement=displacement,
         ) as points:
             return self.parts.logits_BC(*inputs), points
@@ -176,8 +176,8 @@ class StudentStep:
             return None
         return torch.stack([points.cls_states_BH[layer] for layer in self._layers], dim=1)
 
-    def _forward(self, batch: Batch, *, perturbed: bool = True) -> _Seen:
-        logits_BC, points = self._run(batch.inputs, perturbed=perturbed)
+    def _forward(self, batch: Batch, *, differentiated: bool = True) -> _Seen:
+        logits_BC, points = self._run(batch.inputs, differentiated=differentiated)
         assert points.embedding_BLH is not None
         return _Seen(logits_BC, points.embedding_BLH, self._states(points), points)
 

@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from distill_dist.accumulate import OnlyInto
 from distill_dist.bench.distillation_cases import Case, Setting, Shape, make_setting
 from distill_dist.bench.saved_bytes import SavedBytes
 from distill_dist.models.build import set_attention
@@ -135,9 +136,10 @@ def _ready(step: StudentStep, way: Way) -> Iterator[None]:
 
 
 def run_step(step: StudentStep, case: Case) -> None:
-    """One micro-batch: losses and gradients."""
+    """One micro-batch: losses and gradients, as the engine accumulates them."""
     terms = step.loss_terms(case.batch, case.signal, case.counts)
-    terms.total(case.counts).backward()  # type: ignore[no-untyped-call]
+    with OnlyInto(parameter for parameter in step.parts.model.parameters() if parameter.requires_grad):
+        terms.total(case.counts).backward()  # type: ignore[no-untyped-call]
 
 
 def _device(case: Case) -> torch.device:

@@ -33,7 +33,8 @@ def run_apart(module: str, job: dict[str, Any], *, python: Path | str = sys.exec
         result = Path(folder, "result.json")
         environment = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
         done = subprocess.run(
-            [str(python), "-m", module, json.dumps(job), str(result)],
+            # absolute, for the folder is another one; not resolved, for a link is what makes a virtual environment
+            [str(Path(python).absolute()), "-m", module, json.dumps(job), str(result)],
             env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": folder},
             cwd=folder,
             stdout=subprocess.PIPE,

@@ -18,7 +18,7 @@ from distill_dist.records import at_least_fp32
 
 @dataclass(frozen=True)
 class Direction:
-    """v at the perturbed points, one per view, and the step ε along it; ε is 0 where v is."""
+    """v at the inner points, one per view, and the step ε along it; ε is 0 where v is."""
 
     embedding_BLVH: Tensor | None
     cls_BKVH: Tensor | None

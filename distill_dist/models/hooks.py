@@ -1,9 +1,9 @@
 """Gradients at inner points of an unchanged Hugging Face forward.
 
-A forward hook adds a perturbation δ to the output of the embedding block or of a layer. Where δ is a zero that
-requires a gradient, the gradient with respect to it is the gradient at that point (FACTS: exact to 6e-8 on six
-families); where it is a given displacement, the model is evaluated beside the point. Nothing of a model's
-forward is re-implemented, and embeddings stay trainable where they are.
+Forward hooks on the embedding block and on layers keep what comes out of them, and autograd differentiates with
+respect to it; where nothing before a point is trained, a fresh leaf of the same values takes its place. Or they add a
+given displacement, and the model is evaluated beside the point. Nothing of a model's forward is re-implemented, and
+embeddings stay trainable where they are.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Displacement:
 
 @dataclass
 class InnerPoints:
-    """What the hooks saw in the last forward; filled while the model runs."""
+    """What the hooks saw in the last forward; filled while the model runs. ``at_*`` are differentiated."""
 
     embedding_BLH: Tensor | None = None
-    embedding_delta_BLH: Tensor | None = None
-    cls_deltas_B1H: dict[int, Tensor] = field(default_factory=dict)
+    at_embedding_BLH: Tensor | None = None
+    at_layers_BLH: dict[int, Tensor] = field(default_factory=dict)
     cls_states_BH: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -48,12 +48,11 @@ def watch_points(
     cls_gradients: bool,
     displacement: Displacement | None = None,
 ) -> Iterator[InnerPoints]:
-    """Inside the block one forward of ``parts.model`` records its inner points and perturbs them.
+    """Inside the block one forward of ``parts.model`` records its inner points.
 
-    ``layers`` (from 1) give their [CLS] state, and with ``cls_gradients`` a perturbation at [CLS];
-    ``embedding_gradient`` perturbs every position of the embedding output. ``displacement`` is added instead
-    of a zero that requires a gradient. What activation checkpointing computes again changes nothing that was
-    recorded.
+    ``layers`` (from 1) give their [CLS] state, and with ``cls_gradients`` can be differentiated at;
+    ``embedding_gradient`` says so of the embedding output. A ``displacement`` is added instead. What activation
+    checkpointing computes again changes nothing that was recorded.
     """
     points = InnerPoints()
 
@@ -63,26 +62,23 @@ def watch_points(
             beside = displacement.embedding_BLH
             return output if beside is None else output + beside.to(output.dtype)
         if embedding_gradient:
-            points.embedding_delta_BLH = torch.zeros_like(output, requires_grad=True)
-            return output + points.embedding_delta_BLH
+            output = points.at_embedding_BLH = _differentiable(output)
         return output
 
     def at_layer(place: int, layer: int) -> Any:
-        def delta_B1H(hidden_BLH: Tensor) -> Tensor | None:
+        def moved(hidden_BLH: Tensor) -> Tensor:
             if displacement is not None:
-                beside = displacement.cls_BKH
-                return None if beside is None else beside[:, place, None].to(hidden_BLH.dtype)
-            if not cls_gradients:
-                return None
-            if layer not in points.cls_deltas_B1H:  # else a checkpointed layer, run again
-                points.cls_deltas_B1H[layer] = torch.zeros_like(hidden_BLH[:, :1], requires_grad=True)
-            return points.cls_deltas_B1H[layer]
+                if displacement.cls_BKH is None:
+                    return hidden_BLH
+                beside_B1H = displacement.cls_BKH[:, place, None].to(hidden_BLH.dtype)
+                return hidden_BLH + functional.pad(beside_B1H, (0, 0, 0, hidden_BLH.shape[1] - 1))
+            if cls_gradients:
+                hidden_BLH = _differentiable(hidden_BLH)
+                points.at_layers_BLH.setdefault(layer, hidden_BLH)  # there: a checkpointed layer, run again
+            return hidden_BLH
 
         def hook(module: nn.Module, inputs: Any, output: Tensor | tuple[Tensor, ...]) -> Any:
-            hidden_BLH = output if isinstance(output, Tensor) else output[0]
-            delta = delta_B1H(hidden_BLH)
-            if delta is not None:
-                hidden_BLH = hidden_BLH + functional.pad(delta, (0, 0, 0, hidden_BLH.shape[1] - 1))
+            hidden_BLH = moved(output if isinstance(output, Tensor) else output[0])
             points.cls_states_BH.setdefault(layer, hidden_BLH[:, 0])
             return hidden_BLH if isinstance(output, Tensor) else (hidden_BLH, *output[1:])
 
@@ -100,18 +96,23 @@ def watch_points(
             handle.remove()
 
 
+def _differentiable(point_BLH: Tensor) -> Tensor:
+    """The point itself, or a leaf of its values where nothing before it is trained."""
+    return point_BLH if point_BLH.requires_grad else point_BLH.detach().requires_grad_()
+
+
 def gradients_at(
     signals_V: Tensor, points: InnerPoints, *, layers: tuple[int, ...], create_graph: bool, retain_graph: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of every scalar of ``signals_V`` at the perturbed points, one backward each.
+    """Gradients of every scalar of ``signals_V`` at the points, one backward each.
 
-    Returns (embedding gradients [B, L, V, H], [CLS] gradients [B, K, V, H]); None where nothing was perturbed.
+    Returns (embedding gradients [B, L, V, H], [CLS] gradients [B, K, V, H]); None where none was asked for.
     With ``create_graph`` they can be differentiated again; with ``retain_graph`` the forward can.
     """
-    at = [points.cls_deltas_B1H[layer] for layer in layers if layer in points.cls_deltas_B1H]
-    num_cls = len(at)
-    if points.embedding_delta_BLH is not None:
-        at.append(points.embedding_delta_BLH)
+    at = [points.at_layers_BLH[layer] for layer in layers if layer in points.at_layers_BLH]
+    num_layers = len(at)
+    if points.at_embedding_BLH is not None:
+        at.append(points.at_embedding_BLH)
     if not at:
         return None, None
     views = signals_V.unbind()
@@ -119,9 +120,9 @@ def gradients_at(
     for place, signal in enumerate(views):
         keep = create_graph or retain_graph or place < len(views) - 1
         found = torch.autograd.grad(signal, at, create_graph=create_graph, retain_graph=keep)
-        cls.append(found[:num_cls])
-        embedding.append(found[num_cls:])
-    cls_BKVH = torch.stack([torch.cat(view, dim=1) for view in cls], dim=2) if num_cls else None
+        cls.append([gradient_BLH[:, 0] for gradient_BLH in found[:num_layers]])
+        embedding.append(found[num_layers:])
+    cls_BKVH = torch.stack([torch.stack(view, dim=1) for view in cls], dim=2) if num_layers else None
     embedding_BLVH = torch.stack([view[0] for view in embedding], dim=2) if embedding[0] else None
     return embedding_BLVH, cls_BKVH
 

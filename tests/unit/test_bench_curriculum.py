@@ -144,6 +144,20 @@ def test_a_side_answers_what_its_task_found(monkeypatch: pytest.MonkeyPatch, tmp
         run_apart("side", {"task": "add"})
 
 
+def test_a_side_runs_under_an_interpreter_named_relatively(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As the Makefile names the one with Streaming; and through the link that an environment's python is."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "{\\"as\\": \\"$0\\"}" > "$4"\n', encoding="utf-8")
+    python.chmod(0o755)
+    python.with_name("link").symlink_to(python)
+    monkeypatch.chdir(tmp_path)
+    found = run_apart("side", {"task": "add"}, python=Path("bin", "link"))
+    assert found == {"as": str(tmp_path / "bin" / "link")}
+
+
 def test_streaming_gets_an_index_of_the_same_shards(tmp_path: Path) -> None:
     write_index(tmp_path, rows=ROWS, shard_rows=SHARD)
     shards = json.loads((tmp_path / "index.json").read_text())["shards"]

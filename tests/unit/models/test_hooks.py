@@ -238,8 +238,8 @@ class counting:  # noqa: N801 - reads as a statement
 
 
 def points_of(points: InnerPoints) -> list[int]:
-    deltas, states = points.cls_deltas_B1H, points.cls_states_BH
-    tensors = [points.embedding_BLH, points.embedding_delta_BLH, *deltas.values(), *states.values()]
+    layers, states = points.at_layers_BLH, points.cls_states_BH
+    tensors = [points.embedding_BLH, points.at_embedding_BLH, *layers.values(), *states.values()]
     assert all(tensor is not None for tensor in tensors)
     return [id(tensor) for tensor in tensors]
 
@@ -266,7 +266,7 @@ def test_a_displaced_embedding_is_the_embedding_with_another_bias(case: str) -> 
     step_BLH = step_H * batch.attention_mask_BL[..., None]
     plain = run(parts, batch)
     beside, points = displaced(parts, batch, Displacement(step_BLH, None))
-    assert points.embedding_delta_BLH is None
+    assert points.at_embedding_BLH is None
     norm = [module for module in parts.embeddings.modules() if isinstance(module, nn.LayerNorm)][-1]
     with torch.no_grad():
         norm.bias += step_H
@@ -302,7 +302,7 @@ def test_a_displaced_cls_is_the_next_layers_displaced_input(case: str) -> None:
     assert (expected - plain).abs().max() > 0.01
     assert torch.equal(beside, expected)
     assert list(points.cls_states_BH) == list(LAYERS)
-    assert points.cls_deltas_B1H == {}
+    assert points.at_layers_BLH == {}
     first = by_autograd(model, batch)[2][1][:, 0]
     assert torch.equal(points.cls_states_BH[1], first + step_BKH[:, 0])
 
