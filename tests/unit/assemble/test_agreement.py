@@ -76,7 +76,9 @@ def test_one_student_works_and_nobody_goes_on_before(tmp_path: Path) -> None:
     assert on_each(3, call) == [[done / "0"]] * 3
 
 
-@pytest.mark.parametrize(("error", "kind"), [(UserError("x"), UserError), (FULL, Interrupted), (DENIED, UserError)])
+@pytest.mark.parametrize(
+    ("error", "kind"), [(UserError("x"), UserError), (FULL, Interrupted), (DENIED, UserError)]
+)
 def test_nobody_goes_on_where_the_work_failed(error: Exception, kind: type[Exception]) -> None:
     def fail() -> None:
         raise error

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from config.trees import good_with
 
 from assemble.students import on_each, said
-from config.trees import good_with
 from distill_dist.assemble.scores_of_run import ScoresOfRun
 from distill_dist.assemble.snapshots import SnapshotMaker
 from distill_dist.config.schema import RunConfig
@@ -47,9 +47,7 @@ def scores_of(config: RunConfig, root: Path, group: Any, pinned: dict[str, Any] 
 
 def open_epoch(config: RunConfig, root: Path, epoch: int, pinned: dict[str, Any] | None = None) -> list[Any]:
     """How it ends on each of two students that have just started."""
-    return on_each(
-        2, lambda group: scores_of(config, root, group, pinned).of_epoch(epoch, epoch * STEPS)
-    )
+    return on_each(2, lambda group: scores_of(config, root, group, pinned).of_epoch(epoch, epoch * STEPS))
 
 
 def pin(snapshot: Snapshot) -> dict[str, Any]:
@@ -138,11 +136,16 @@ def numbers(root: Path) -> list[str]:
     return [folder.name for folder in list_snapshots(root)]
 
 
+def finish(config: RunConfig, root: Path, epochs: int) -> list[Any]:
+    """How the end of a run of so many epochs goes on two students."""
+    return on_each(2, lambda group: scores_of(config, root, group).final(epochs * STEPS))
+
+
 def test_a_frozen_order_keeps_its_scores_beside_the_final_snapshot(tmp_path: Path) -> None:
     config = good_with({"curriculum.order": "frozen", "curriculum.keep_snapshots": 1})
     frozen = pin(open_epoch(config, tmp_path, 1)[0])
     for end in (2, 3):  # of a run that train.max_steps lets go on
-        assert on_each(2, lambda group: scores_of(config, tmp_path, group).final(end * STEPS)) == [None] * 2
+        assert finish(config, tmp_path, end) == [None] * 2
         assert numbers(tmp_path) == ["snapshot-00001", f"snapshot-{end:05d}"]
         assert Snapshot.open(tmp_path / f"snapshot-{end:05d}").record.origin.step == end * STEPS
         assert [pin(found) for found in open_epoch(config, tmp_path, end)] == [frozen] * 2
