@@ -124,7 +124,7 @@ class Outcome:
             "splits": scores,
             "throughput": self._throughput(),
             "alignment": self.alignment,
-            "curriculum": self.order() if self.telemetry.totals.elapsed_s else self._before("curriculum"),
+            "curriculum": self._curriculum(),
             "versions": versions(),
         }
         self._write(functools.partial(write_json, self.folder.summary, found), self.folder.summary)
@@ -182,6 +182,12 @@ class Outcome:
         if not self.folder.summary.is_file():
             return None
         return json.loads(self.folder.summary.read_text("utf-8")).get(key)
+
+    def _curriculum(self) -> dict[str, Any] | None:
+        if not self.telemetry.totals.elapsed_s and (before := self._before("curriculum")):
+            found: dict[str, Any] = before
+            return found
+        return self.order()
 
     def _throughput(self) -> dict[str, float | None]:
         totals = self.telemetry.totals

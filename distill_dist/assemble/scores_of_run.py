@@ -69,7 +69,7 @@ class ScoresOfRun:
             found = self._find(number, step)
             assert found is not None
         self._check_pinned(found)
-        self.maker.prune(number)
+        self.maker.prune(number, in_use=self._in_use(number))
         return found
 
     def _find(self, number: int, step: int) -> Snapshot | None:
@@ -127,7 +127,7 @@ class ScoresOfRun:
         number = done // self.steps_per_epoch
         if self._find(number, done) is None:
             self._make(number, done)
-        self.maker.prune(number)
+        self.maker.prune(number, in_use=self._in_use(number))
 
     def _check_pinned(self, found: Snapshot) -> None:
         pinned = self.pinned
@@ -148,8 +148,7 @@ class ScoresOfRun:
             assert self.teacher is not None
             self.maker.from_teacher(number, teacher=self.teacher)
             return
-        previous = self._before(number, step)
-        in_use = frozenset() if previous is None else {previous.name}
+        previous, in_use = self._before(number, step), self._in_use(number)
         if curriculum.score == "served" and reads_scores(self.config):
             steps = (step - self.steps_per_epoch, step)
             self.maker.from_served(number, self.logs(), steps=steps, previous=previous, in_use=in_use)
@@ -171,6 +170,11 @@ class ScoresOfRun:
     def _refuse(self, reason: str) -> None:
         """Raise what all students found alike; one of them says it."""
         agree_on(self.maker.group, UserError(reason), place=self.maker.root)
+
+    def _in_use(self, number: int) -> frozenset[str]:
+        """What the epoch before ``number`` was planned on: continued by it, compared with it, or frozen."""
+        before = self._number_of(number - 1)
+        return frozenset() if before is None else frozenset({folder_name(before)})
 
     def _before(self, number: int, step: int) -> Snapshot | None:
         """The snapshot that number ``number`` continues; None for the first."""

@@ -61,10 +61,9 @@ class SnapshotMaker:
 
         alone(self.group, work, place=self.root)
 
-    def prune(self, number: int) -> None:
+    def prune(self, number: int, *, in_use: Set[str]) -> None:
         """As the commit of snapshot ``number`` would have, had no crash come between."""
-        before = folder_name(max(0, number - 1))  # what the new scores are compared with
-        work = functools.partial(prune, self.root, self.keep, {before}, up_to=number)
+        work = functools.partial(prune, self.root, self.keep, in_use, up_to=number)
         alone(self.group, work, place=self.root)
 
     def from_model(

@@ -109,7 +109,8 @@ def train(prepared: Path, run_dir: Path, changed: list[str], phase: mmap.mmap) -
     previous = run.start
     stream: Iterator[Any] = iter(())
     per_epoch = run.curriculum.steps_per_epoch
-    for done in range(run.start, EPOCHS * per_epoch):
+    end = run.curriculum.config.train.max_steps or EPOCHS * per_epoch
+    for done in range(run.start, end):
         if done == run.start or done % per_epoch == 0:
             stream = run.epochs.open(done)
         phase[0] = PHASES.index("batches")
@@ -127,7 +128,8 @@ def train(prepared: Path, run_dir: Path, changed: list[str], phase: mmap.mmap) -
                 keep=2,
             )
             previous = done + 1
-    run.curriculum.finish(EPOCHS * per_epoch)
+    if end % per_epoch == 0:
+        run.curriculum.finish(end)
     if run.epochs.windowed is not None:
         (run_dir / "fetches").write_text(str(run.epochs.windowed.fetches), encoding="utf-8")
         run.epochs.windowed.close()

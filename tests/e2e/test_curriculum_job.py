@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import World, launch, running, start_ranks, trace
+from tiny import World, launch, running, start_ranks, state, trace
 
 from distill_dist.curriculum.served import RECORD
 from distill_dist.curriculum.snapshot import Snapshot
+from distill_dist.data.loader import evaluation_batches
+from distill_dist.data.shards import open_split
 from e2e.curriculum_sampler import MODES, SHARED, Sampler
 from e2e.test_curriculum_killed import SHARD, hidden, shards, snapshot_hashes
 from e2e.test_interrupted import assert_same_run, await_step, newest_checkpoint
@@ -182,6 +184,23 @@ def test_every_order_and_pacing_runs(sampler: Sampler, tmp_path: Path) -> None:
     assert all(orders[0] != other for other in orders[1:])
 
 
+@pytest.mark.parametrize("in_the_way", ["plans", "plans/plan-00002.npz/"], ids=["folder", "file"])
+def test_plans_that_cannot_be_kept_change_no_batch(sampler: Sampler, tmp_path: Path, in_the_way: str) -> None:
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    obstacle = run_dir / in_the_way
+    if in_the_way.endswith("/"):
+        obstacle.mkdir(parents=True)
+    else:
+        run_dir.mkdir()
+        obstacle.touch()
+    assert sampler.run(whole, "pass") == 0
+    assert [path.name for path in (whole / "plans").iterdir()] == ["plan-00003.npz"]
+    for end in (130, 200):  # it stops in the midst of an epoch, and goes on
+        assert sampler.run(run_dir, "pass", f"train.max_steps={end}") == 0
+    assert batches(run_dir) == batches(whole)
+    assert not (run_dir / "plans" / "plan-00003.npz").exists()
+
+
 # ------------------------------------------------------------------ refused
 
 
@@ -233,6 +252,43 @@ def test_scores_that_are_not_those_of_the_checkpoint_are_refused(
         assert_one_message(ranks, "snapshot-00001", *words)
     assert (run_dir / "trace-00000.jsonl").read_bytes() == before
     assert newest_checkpoint(run_dir)[0] == 60
+
+
+def test_damage_that_one_student_reads_in_a_scoring_pass_ends_both(
+    world: World, shards: Path, tmp_path: Path
+) -> None:
+    prepared, run_dir = tmp_path / "damaged", tmp_path / "run"
+    shard = damage_row_of_student_1(shutil.copytree(shards, prepared))
+    more = (*KD, "curriculum.order=easy_to_hard", "curriculum.source=teacher")
+    arguments = arguments_of(world, prepared, run_dir, *more)
+    with running(start_ranks(arguments, size=2, logs=tmp_path / "logs")) as ranks:
+        assert_one_message(ranks, "[rank 1] error: ", f"{shard} is missing or damaged", "prepare again")
+    verdict = state(run_dir)
+    assert (verdict["state"], verdict["resumable"]) == ("failed", False)
+    assert str(shard) in verdict["reason"]
+    assert trace(run_dir) == []
+    assert snapshot_hashes(run_dir) == {}
+
+
+def damage_row_of_student_1(prepared: Path) -> Path:
+    """Flip a bit of a row in the third shard that only the second of two students reads; the shard."""
+    split = open_split(prepared, "train")
+    in_shard = np.arange(100, 150)
+    kinds = {"micro_tokens": 64, "pad_token_id": 0, "rows": in_shard}
+    read = [
+        {
+            row
+            for batch in evaluation_batches(split, rank=rank, size=2, **kinds)
+            for row in batch.ids_B.tolist()
+        }
+        for rank in (0, 1)
+    ]
+    row = min(read[1] - read[0])
+    block = split.block(2)
+    content = bytearray(block.path.read_bytes())
+    content[int(block.offset[row - block.first_row])] ^= 1
+    block.path.write_bytes(content)
+    return block.path
 
 
 def test_a_file_of_another_length_is_refused(world: World, shards: Path, tmp_path: Path) -> None:

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import errno
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from config.trees import good_with
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from distill_dist import checkpoint
 from distill_dist.assemble.outcome import Outcome
 from distill_dist.errors import Interrupted
+from distill_dist.run_folder import RunFolder
+from distill_dist.telemetry import Totals
 
 
 class Group:
@@ -80,3 +86,34 @@ def test_a_full_disk_stops_all_students_in_good_order(
 def test_a_sibling_writes_nothing(tmp_path: Path) -> None:
     outcome(tmp_path, Group(1)).save(20)
     assert list(tmp_path.iterdir()) == []
+
+
+def ended(folder: RunFolder, totals: Totals, curriculum: dict[str, Any] | None) -> Any:
+    """What summary.json says of the curriculum at the end of a process that trained for ``totals``."""
+    engine: Any = SimpleNamespace(
+        weights=dict, load_weights=lambda weights: None, module=torch.nn.Identity(), zero_stage=1
+    )
+    scorer: Any = SimpleNamespace(logits_NC=lambda source: None, metrics=lambda logits_NC: {"accuracy": 1.0})
+    telemetry: Any = SimpleNamespace(totals=totals)
+    target = replace(
+        outcome(folder.path, Group(0)), config=good_with({}), engine=engine, telemetry=telemetry, folder=folder,
+        scorers={"dev": scorer}, order=lambda: curriculum,
+    )  # fmt: skip
+    found = target.summary(100)
+    assert json.loads(folder.summary.read_text(encoding="utf-8")) == found
+    return found["curriculum"]
+
+
+def test_a_finished_run_that_is_started_again_says_the_same_of_its_curriculum(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.model.mkdir()
+    save_file({"a": torch.ones(2)}, folder.model / "model.safetensors")
+    trained = Totals(sequences=8, real_tokens=50, computed_tokens=60, elapsed_s=2.0)
+    scored = {"order": "easy_to_hard", "snapshot": {"number": 1, "hash": "0123"}, "scoring_s": 0.7}
+    nothing_opened = {**scored, "snapshot": None, "scoring_s": 0.0}
+    assert ended(folder, trained, scored) == scored
+    assert ended(folder, Totals(), nothing_opened) == scored
+    folder.summary.unlink()  # it died before it could say anything
+    assert ended(folder, Totals(), nothing_opened) == nothing_opened
+    assert ended(folder, trained, None) is None
+    assert ended(folder, Totals(), None) is None
