@@ -149,9 +149,9 @@ def _print_json(result: dict[str, Any]) -> None:
 def leave_at_once(ended: SystemExit) -> NoReturn:
     """End the process with the code of ``ended``, without the interpreter's teardown where that is not 0.
 
-    Once in some 25 refusals on a busy machine a rank ended with SIGABRT instead of code 2. It could not be provoked
-    again and the cause is not known; a group torn down while siblings leave is the guess that this goes by. Whatever
-    matters is written by then.
+    A thread that comes back from torch's C++ during the teardown, say from a store that nobody answered, is ended by
+    force inside it, and C++ answers with SIGABRT: "terminate called without an active exception". Whatever matters is
+    written by then.
     """
     if ended.code in (0, None):
         raise ended
