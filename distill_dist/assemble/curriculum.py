@@ -55,8 +55,7 @@ class Curriculum:
         """Scores, plan and reliance of the epoch that step ``done`` lies in. Raises UserError, Interrupted."""
         epoch = done // self.steps_per_epoch
         begin = time.monotonic()
-        if self.now.epoch < 0:
-            self.scores.maker.recover(self.folder.plans)
+        self._recover()
         snapshot = self.scores.of_epoch(epoch, done)
         self.now = EpochCurriculum(epoch, snapshot)
         if snapshot is not None:
@@ -73,7 +72,13 @@ class Curriculum:
 
     def finish(self, done: int) -> None:
         """The last epoch's snapshot, for study (`curriculum.final_snapshot`)."""
+        self._recover()
         self.scores.final(done)
+
+    def _recover(self) -> None:
+        """Before anything is read; a run that died in its last moments opens no epoch when it is started again."""
+        if self.now.epoch < 0:
+            self.scores.maker.recover(self.folder.plans)
 
     def rows_at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """The loader's order; of the epoch that is open."""

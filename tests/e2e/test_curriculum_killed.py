@@ -254,5 +254,10 @@ def test_what_a_crash_kept_from_being_pruned_goes_with_the_next_start(shards: Pa
         (run_dir / "snapshots" / ".snapshot-00002.0123abcd.gone").mkdir()
         shutil.rmtree(run_dir / "checkpoints" / "step-00000200")
         assert sampler.run(run_dir, "pass") == 0
+        assert result(run_dir) == expected
+        assert hidden(run_dir) == []
+        # in its last moments: there is no epoch left to open
+        (run_dir / "snapshots" / ".snapshot-00002.0123abcd.gone").mkdir()
+        assert sampler.run(run_dir, "pass") == 0
     assert result(run_dir) == expected
     assert hidden(run_dir) == []

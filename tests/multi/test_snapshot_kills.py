@@ -51,6 +51,7 @@ def kill_one(root: Path, life: int, wait_s: float) -> tuple[list[tuple[str, dict
     assert child.returncode == -signal.SIGKILL, lines
     done, begun = [], None
     for line in lines:
+        assert line.startswith(("begin ", "done ")), lines
         word, number, *rest = line.split(maxsplit=2)
         name = f"snapshot-{int(number):05d}"
         begun = name if word == "begin" else None
