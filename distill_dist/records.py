@@ -116,13 +116,15 @@ class SignalSpec:
 class TeacherSignal:
     """What a teacher knows about one micro-batch, in the batch's row order.
 
-    Gradients are of the margin (METHOD.md §1), as unit rows plus one norm each: half precision keeps a
-    unit row and loses a raw gradient. Fields that the spec did not ask for are None.
+    Gradients are of the margin (METHOD.md §1). They and states are unit rows plus one norm each: half
+    precision keeps a unit row and loses a raw gradient. Fields that the spec did not ask for are None.
     """
 
     logits_BC: Tensor  # fp32
     cls_states_BKH: Tensor | None = None  # unit rows
+    cls_state_norm_BK: Tensor | None = None  # fp32
     cls_gradients_BKVH: Tensor | None = None  # unit rows
+    cls_gradient_norm_BKV: Tensor | None = None  # fp32
     embedding_gradient_BLVH: Tensor | None = None  # unit rows; zero on padding
     embedding_gradient_norm_BLV: Tensor | None = None  # fp32; zero on padding
     attribution_BLC: Tensor | None = None  # fp32, unit over L for every class; zero on padding

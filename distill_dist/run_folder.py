@@ -2,7 +2,8 @@
 
 config.yaml  deepspeed.json  versions.json   what ran
 state.json                                   the verdict, since launchers lose exit codes
-logs/rank-00002.log                          one per process
+logs/rank-00002.log                          one per process; a teacher's host and worker have their own
+teachers/rank-00002.yaml                     what that rank's host and worker read, also when they start again
 checkpoints/  tensorboard/  trace-*.jsonl    while it runs
 snapshots/  plans/  served/                  of the curriculum: scores, the epoch's order, the score logs
 model/                                       the best epoch as a Hugging Face folder
@@ -119,13 +120,16 @@ class RunFolder:
             return False
         return any(line.startswith("run_dir:") for line in text.splitlines())
 
-    def log_to_file(self, rank: int) -> None:
-        """What that rank logs, numbers included (debug), goes to its own file; warnings and worse to stderr as well."""
-        handler = logging.FileHandler(self.path / "logs" / f"rank-{rank:05d}.log")
+    def log_to_file(self, rank: int, part: str = "") -> None:
+        """What that rank logs, numbers included (debug), goes to its own file; warnings and worse to stderr as well.
+
+        ``part``: of the rank's processes, where it has several.
+        """
+        handler = logging.FileHandler(self.path / "logs" / f"rank-{rank:05d}{part and '-'}{part}.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         console = logging.StreamHandler(sys.stderr)
         console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-        console.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s"))
+        console.setFormatter(logging.Formatter(f"[rank {rank}{part and ' '}{part}] %(message)s"))
         for target in (handler, console):
             target.addFilter(lambda record: record.name.startswith("distill_dist") or record.levelno >= 30)
         logging.raiseExceptions = False  # a full disk: one message of ours, not a traceback per record

@@ -260,7 +260,8 @@ class StudentStep:
         assert self.maps is not None
         mapped_BKH, pulled = self.maps(states_BKH, signal.cls_gradients_BKVH)
         if pulled is not None:
-            signal = replace(signal, cls_gradients_BKVH=unit_rows(pulled)[0])
+            # The norms that came along are those of the teacher's own rows.
+            signal = replace(signal, cls_gradients_BKVH=unit_rows(pulled)[0], cls_gradient_norm_BKV=None)
         return mapped_BKH, signal
 
 

@@ -14,7 +14,7 @@ from distill_dist.errors import Interrupted, UserError
 from distill_dist.objectives.objective import LossTerms
 from distill_dist.records import Step, TeacherSignal
 from distill_dist.student import StudentStep
-from distill_dist.teacher.client import TeacherLost
+from distill_dist.teacher.local import TeacherLost
 from distill_dist.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)

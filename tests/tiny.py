@@ -224,6 +224,7 @@ class World:
             "train.log_every=5",
             "cluster.device=cpu",
             "cluster.threads=1",
+            "teacher.patience_s=15",
             *more,
         ]
 

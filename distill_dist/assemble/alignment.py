@@ -22,7 +22,7 @@ from distill_dist.models.width_maps import WIDTH_MAPS
 from distill_dist.probe import Probe, first_rows, probe
 from distill_dist.records import Batch, Step
 from distill_dist.student import StudentStep
-from distill_dist.teacher.client import Teacher
+from distill_dist.teacher.local import Teacher
 
 _log = logging.getLogger(__name__)
 

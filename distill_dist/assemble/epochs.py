@@ -12,7 +12,7 @@ from distill_dist.curriculum.plan import Plan
 from distill_dist.data.loader import StepLoader
 from distill_dist.data.window_reader import WindowedSplit
 from distill_dist.records import Batch, SignalSpec, Step
-from distill_dist.teacher.client import Teacher
+from distill_dist.teacher.local import Teacher
 from distill_dist.trainer import StepWithSignals
 
 

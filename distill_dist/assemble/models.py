@@ -25,7 +25,7 @@ from distill_dist.models.build import (
     set_dropout,
     student_from,
 )
-from distill_dist.models.encoder import EncoderParts, encoder_parts
+from distill_dist.models.encoder import EncoderParts, encoder_parts, max_positions
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,7 @@ def check_vocabulary(model_config: Any, manifest: Manifest, *, what: str, value:
             f"{what}={value!r} embeds {model_config.vocab_size} tokens, the prepared data has ids up to "
             f"{manifest.vocab_size}: prepare again with data.tokenizer of this model"
         )
-    positions = getattr(model_config, "max_position_embeddings", manifest.max_length)
-    if model_config.model_type in ("roberta", "xlm-roberta"):  # they count from behind their padding token
-        positions -= model_config.pad_token_id + 1
+    positions = max_positions(model_config)
     if positions < manifest.max_length:
         raise UserError(
             f"{what}={value!r} reads at most {positions} tokens, the data was prepared with data.max_length="

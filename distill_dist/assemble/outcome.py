@@ -26,7 +26,7 @@ from distill_dist.evaluation.scoring import evaluating
 from distill_dist.evaluation.split import SplitScorer, loyalty
 from distill_dist.models.width_maps import WIDTH_MAPS
 from distill_dist.run_folder import RunFolder, versions
-from distill_dist.teacher.client import LocalTeacher, Teacher
+from distill_dist.teacher.local import LocalTeacher, Teacher
 from distill_dist.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)

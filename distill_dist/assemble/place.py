@@ -22,7 +22,8 @@ class Place:
     launch: LaunchEnvironment
     roles: Roles
     store: Store
-    device: torch.device
+    device: torch.device  # where it computes; a teacher's worker has one of its own
+    run: str  # scope of the rendezvous keys
 
     @property
     def rank(self) -> int:
@@ -47,12 +48,18 @@ class Place:
         """RPC names of the teachers."""
         return tuple(self.rpc_names[rank] for rank in self.roles.teachers)
 
+    @property
+    def student_names(self) -> tuple[str, ...]:
+        """RPC names of the students."""
+        return tuple(self.rpc_names[rank] for rank in self.roles.students)
+
     def join_rpc(self, *, timeout_s: float) -> RpcWorld:
         """Enter the RPC world that students and teachers share; waits at most ``timeout_s`` for the others."""
         return RpcWorld(
             self.store,
-            rank=self.rank,
-            names=self.rpc_names,
+            name=self.rpc_names[self.rank],
+            students=self.student_names,
+            hosts=self.teacher_names,
             address=self.launch.master_address,
             timeout_s=timeout_s,
         )

@@ -48,18 +48,19 @@ def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
     try:
         if launch.rank == 0:
             folder.claim()  # no other rank looks into the folder before it has met rank 0
-        device = _device(config, launch, folder)
+        # a teacher's worker takes its device itself: a process that holds one cannot be replaced
+        device = torch.device("cpu") if roles.is_teacher(launch.rank) else _device(config, launch, folder)
     except UserError as error:
         _log.warning("refused: %s", error)
         with contextlib.suppress(UserError):  # who cannot be met hides no reason
             report_failure(_meet(config, launch, stop), launch, error)
         raise
     store = _meet(config, launch, stop)
-    place = Place(launch=launch, roles=roles, store=store, device=device)
+    place = Place(launch=launch, roles=roles, store=store, device=device, run=_scope(config))
     if place.device.type == "cpu":
         torch.set_num_threads(_threads(config.cluster.threads, launch.local_size))
     if roles.is_teacher(launch.rank):
-        serve_teacher(config, place, stop)
+        serve_teacher(config, place, stop, folder)
         return None
     return train_student(config, place, stop, folder)
 
@@ -77,10 +78,14 @@ def _meet(config: RunConfig, launch: LaunchEnvironment, stop: StopSignal) -> Sto
     return connect_store(
         launch,
         timeout_s=config.cluster.rendezvous_s,
-        run=_digest(os.path.realpath(config.run_dir)),
+        run=_scope(config),
         settings=_digest(dump_config(_without_places(config))),
         stopped=stop.asked,
     )
+
+
+def _scope(config: RunConfig) -> str:
+    return _digest(os.path.realpath(config.run_dir))
 
 
 def _without_places(config: RunConfig) -> RunConfig:

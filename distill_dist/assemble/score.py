@@ -18,7 +18,7 @@ from distill_dist.evaluation.split import SplitScorer, loyalty
 from distill_dist.hub import locate
 from distill_dist.models.build import load_teacher
 from distill_dist.models.encoder import encoder_parts
-from distill_dist.teacher.client import LocalTeacher
+from distill_dist.teacher.local import LocalTeacher
 
 
 def score(config: RunConfig, *, student: str, teacher: str, split: str, saliency: bool) -> dict[str, Any]:

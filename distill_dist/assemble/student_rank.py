@@ -24,7 +24,7 @@ from distill_dist.assemble.training_rows import (
     served_scores,
 )
 from distill_dist.comm.environment import prepare_environment
-from distill_dist.comm.rendezvous import peers
+from distill_dist.comm.rendezvous import announce_over, peers
 from distill_dist.comm.rpc_world import RpcWorld
 from distill_dist.comm.students import StudentGroup
 from distill_dist.config.deepspeed_json import zero_stage
@@ -40,7 +40,8 @@ from distill_dist.run_folder import RunFolder
 from distill_dist.schedule import learning_rate
 from distill_dist.stop_signal import StopSignal
 from distill_dist.student import StudentStep
-from distill_dist.teacher.client import LocalTeacher, RemoteTeacher, Teacher
+from distill_dist.teacher.client import RemoteTeacher
+from distill_dist.teacher.local import LocalTeacher, Teacher
 from distill_dist.telemetry import Telemetry
 from distill_dist.trace import Trace
 from distill_dist.trainer import Trainer
@@ -62,7 +63,7 @@ def train_student(
             folder.refuse(error)
         raise
     group = _join(config, place)
-    teacher, world = _meet_teacher(config, place, loaded)
+    teacher, world = _meet_teacher(config, place, loaded, stop)
     if place.student == 0:
         folder.describe(config_yaml=dump_config(config), deepspeed_json=loaded.deepspeed_json)
     early = True
@@ -77,7 +78,10 @@ def train_student(
         if teacher is not None:
             teacher.release(timeout_s=RELEASE_S, early=early)
         if world is not None:
+            absent = len(world.hosts) < len(place.roles.teachers)
             world.leave()
+            if place.student == 0:
+                announce_over(place.store, linger=absent)
     group.leave()
     return summary if place.student == 0 else None
 
@@ -97,7 +101,9 @@ def _join(config: RunConfig, place: Place) -> StudentGroup:
     )
 
 
-def _meet_teacher(config: RunConfig, place: Place, loaded: Loaded) -> tuple[Teacher | None, RpcWorld | None]:
+def _meet_teacher(
+    config: RunConfig, place: Place, loaded: Loaded, stop: StopSignal
+) -> tuple[Teacher | None, RpcWorld | None]:
     if loaded.local_teacher is not None:
         return LocalTeacher(loaded.local_teacher, place.device), None
     if not place.roles.teachers:
@@ -105,10 +111,12 @@ def _meet_teacher(config: RunConfig, place: Place, loaded: Loaded) -> tuple[Teac
     world = place.join_rpc(timeout_s=config.cluster.rendezvous_s)
     teacher = RemoteTeacher(
         world,
-        place.teacher_names,
+        names=place.teacher_names,
         student=place.student,
         deadline_s=config.teacher.deadline_s,
+        patience_s=config.teacher.patience_s,
         lease_s=config.teacher.lease_s,
+        should_stop=stop.asked,
     )
     return teacher, world
 

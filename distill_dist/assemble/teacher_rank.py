@@ -1,61 +1,223 @@
-"""A launched process that teaches."""
+"""A launched process that teaches: it supervises its host, and starts another one when that dies or hangs.
+
+It holds no device and is in no RPC world: launchers kill the siblings of a launched process that dies, so this one must
+not die with what can.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
-import os
+import queue
+import subprocess
+import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import IO, Any
 
-from distill_dist.assemble.models import build_teacher
+import torch
+
 from distill_dist.assemble.place import Place
-from distill_dist.comm.environment import pin_interface
+from distill_dist.assemble.teacher_host import HostJob
+from distill_dist.children import start_child
+from distill_dist.comm.rendezvous import OVER_EVERY_S, Store, is_over
+from distill_dist.config.load import dump_config
 from distill_dist.config.schema import RunConfig
-from distill_dist.data.manifest import load_manifest
-from distill_dist.errors import Interrupted
-from distill_dist.records import SignalSpec
+from distill_dist.durable import write_durable
+from distill_dist.errors import Interrupted, UserError
+from distill_dist.run_folder import RunFolder
 from distill_dist.stop_signal import StopSignal
-from distill_dist.teacher.compute import compute_signal, describe_model
-from distill_dist.teacher.host import TeacherHost, open_host
-from distill_dist.teacher.wire import Request, WireSignal, pack_signal
 
 # Launchers signal every rank at once; the students still need a while to save, and ask no more after it.
 STOP_GRACE_S = 20.0
-# The answer to the last student's goodbye is still on its way when the host is done.
-LAST_ANSWER_S = 0.3
+# How long a host may still serve when the run is over.
+OVER_GRACE_S = 5.0
+# Hosts in a row that end before they are ready: the next one would too.
+MOST_FAILED = 3
 _log = logging.getLogger(__name__)
 
 
-def serve_teacher(config: RunConfig, place: Place, stop: StopSignal) -> None:
-    """Answer the students until they let go. Raises Interrupted when it leaves before that."""
+class _Host:
+    """One host process and what it says."""
+
+    def __init__(self, job: HostJob) -> None:
+        self.process = start_child(
+            "distill_dist.assemble.teacher_host",
+            asdict(job),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.heard = time.monotonic()
+        self.is_ready = False
+        assert self.process.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
+        self._reader.start()
+
+    def _read(self, lines: IO[bytes]) -> None:
+        for line in lines:
+            self.heard = (
+                time.monotonic()
+            )  # here, and not where it is read: the store may keep us waiting there
+            self._lines.put(json.loads(line))
+
+    def next_line(self, timeout_s: float) -> dict[str, Any] | None:
+        """What it says within ``timeout_s``; None: nothing yet."""
+        try:
+            line = self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        self.is_ready = self.is_ready or "ready" in line
+        return line
+
+    @property
+    def has_ended(self) -> bool:
+        """It ended, and all that it said was read."""
+        return self.process.poll() is not None and not self._reader.is_alive() and self._lines.empty()
+
+    def ask_to_end(self) -> None:
+        """It leaves in good order."""
+        assert self.process.stdin is not None
+        if not self.process.stdin.closed:
+            self.process.stdin.close()
+
+    def kill(self) -> None:
+        """Its worker ends with it."""
+        self.process.kill()
+        self.process.wait()
+
+
+def serve_teacher(config: RunConfig, place: Place, stop: StopSignal, folder: RunFolder) -> None:
+    """Keep a host until the students let it go. Raises UserError, and Interrupted when it leaves before that."""
+    start = _starter(config, place, folder)
     with place.loading(timeout_s=config.cluster.collective_s):
-        parts = build_teacher(config, load_manifest(Path(config.data.prepared)), place.device)
-
-    def compute(request: Request, spec: SignalSpec) -> WireSignal:
-        inputs = request.unpack(place.device)
-        labels_B = None if request.labels_B is None else request.labels_B.long().to(place.device)
-        return pack_signal(compute_signal(parts, *inputs, spec, labels_B=labels_B), inputs[1])
-
-    host = TeacherHost(
-        compute,
-        students=len(place.roles.students),
-        lease_s=config.teacher.lease_s,
-        description=describe_model(parts),
-    )
-    open_host(host)
-    pin_interface(os.environ, place.launch.master_address)
-    world = place.join_rpc(timeout_s=config.cluster.rendezvous_s)
+        host = start(False)
+        _await_ready(host, config.cluster.collective_s)
     began = time.monotonic()
 
     def should_stop() -> bool:
         # A signal that came while models were loading does not shorten what the students need.
         return stop.asked_for(STOP_GRACE_S) and time.monotonic() - began >= STOP_GRACE_S
 
-    try:
-        if not host.serve(should_stop=should_stop):
-            when = "when its students stopped early" if host.dismissed else "before its students did"
-            raise Interrupted(f"teacher {place.rank} left after {host.answered} answers, {when}")
-        _log.info("taught %d micro-batches", host.answered)
-    finally:
-        time.sleep(LAST_ANSWER_S)
-        world.leave()
+    _supervise(host, start, place, silence_s=config.teacher.deadline_s, should_stop=should_stop)
+
+
+def _starter(config: RunConfig, place: Place, folder: RunFolder) -> Callable[[bool], _Host]:
+    path = folder.path / "teachers" / f"rank-{place.rank:05d}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    text = dump_config(config)
+    write_durable(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def start(replaces: bool) -> _Host:
+        return _Host(
+            HostJob(
+                config=str(path),
+                launch=asdict(place.launch),
+                run=place.run,
+                name=place.rpc_names[place.rank],
+                students=list(place.student_names),
+                hosts=list(place.teacher_names),
+                threads=torch.get_num_threads(),
+                replaces=replaces,
+            )
+        )
+
+    return start
+
+
+def _await_ready(host: _Host, timeout_s: float) -> None:
+    """Raises UserError where the teacher cannot be loaded."""
+    deadline = time.monotonic() + timeout_s
+    while not host.is_ready:
+        line = host.next_line(0.2)
+        if line is not None and "refused" in line:
+            raise UserError(line["refused"])
+        if host.has_ended:
+            raise UserError(f"the teacher's host ended with {host.process.returncode}: see its log")
+        if time.monotonic() > deadline:
+            host.kill()
+            raise UserError(
+                f"the teacher was not loaded within {timeout_s:.0f} s; raise cluster.collective_s"
+            )
+
+
+def _supervise(
+    host: _Host,
+    start: Callable[[bool], _Host],
+    place: Place,
+    *,
+    silence_s: float,
+    should_stop: Callable[[], bool],
+) -> None:
+    failed, watch = 0, _Watch(place.store)
+    while True:
+        line = host.next_line(0.2)
+        if line is not None and "left" in line:
+            return _end(host, place, line["left"])
+        if should_stop():
+            host.ask_to_end()
+        if watch.has_ended():
+            return _end_late(host, place, watch)
+        reason = _fault(host, line, silence_s)
+        if reason is None:
+            continue
+        host.kill()
+        if watch.has_ended(now=True):
+            return _end_late(host, place, watch)
+        failed = 0 if host.is_ready else failed + 1
+        if failed >= MOST_FAILED:
+            raise Interrupted(
+                f"teacher {place.rank} gave up: {failed} hosts in a row did not start ({reason})"
+            )
+        _log.warning("its host %s; starting another", reason)
+        host = start(True)
+
+
+def _end_late(host: _Host, place: Place, watch: _Watch) -> None:
+    """The run is over; a host that stands has heard so, or hears it now."""
+    deadline = time.monotonic() + OVER_GRACE_S
+    while not host.has_ended and time.monotonic() < deadline:
+        line = host.next_line(0.2)
+        if line is not None and "left" in line:
+            return _end(host, place, line["left"])
+    host.kill()
+    if watch.over is None:
+        raise Interrupted(f"teacher {place.rank} left: student 0 is gone")
+    return None
+
+
+class _Watch:
+    """Whether the run is over: students that ended while this teacher's host was down cannot let it go."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._asked_at = store, time.monotonic()
+        self.over: bool | None = False
+
+    def has_ended(self, now: bool = False) -> bool:
+        """Asks the store from time to time, or ``now``."""
+        if now or time.monotonic() - self._asked_at > OVER_EVERY_S:
+            self._asked_at = time.monotonic()
+            self.over = is_over(self._store)
+        return self.over is not False
+
+
+def _fault(host: _Host, line: dict[str, Any] | None, silence_s: float) -> str | None:
+    """Why the host has to be replaced; None: it need not."""
+    if line is not None and "refused" in line:
+        return str(line["refused"])
+    if host.has_ended:
+        return f"ended with {host.process.returncode}"
+    # while it loads it says nothing
+    if host.is_ready and time.monotonic() - host.heard > silence_s:
+        return f"was silent for {silence_s:.0f} s"
+    return None
+
+
+def _end(host: _Host, place: Place, left: dict[str, Any]) -> None:
+    host.ask_to_end()
+    host.process.wait()
+    _log.info("taught: %s", left)
+    if not left["done"]:
+        when = "when its students stopped early" if left["dismissed"] else "before its students did"
+        raise Interrupted(f"teacher {place.rank} left after {left['answered']} answers, {when}")

@@ -33,7 +33,7 @@ from distill_dist.evaluation.split import SignalSource
 from distill_dist.records import Step
 from distill_dist.run_folder import RunFolder
 from distill_dist.stop_signal import StopSignal
-from distill_dist.teacher.client import Teacher
+from distill_dist.teacher.local import Teacher
 from distill_dist.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)

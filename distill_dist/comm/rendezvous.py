@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -35,7 +36,7 @@ def connect_store(
     ``settings`` must be the same on all ranks. Raises Interrupted once ``stopped`` says so.
     """
     wait = _Wait(time.monotonic() + timeout_s, timeout_s, stopped)
-    scoped = dist.PrefixStore(f"distill/{run}/{launch.attempt}", _open_store(launch, wait))
+    scoped = _scoped(_open_store(launch, wait), run, launch)
     if scoped.add(f"joining/{launch.rank}", 1) > 1:
         raise UserError(
             f"a rank {launch.rank} has joined at {launch.master_address}:{launch.master_port} before: the port belongs "
@@ -51,6 +52,17 @@ def connect_store(
             "--config and key=value arguments"
         )
     return scoped
+
+
+def reach_store(launch: LaunchEnvironment, *, timeout_s: float, run: str) -> Store:
+    """The store of :func:`connect_store` for a process of a rank that has joined already, and is not rank 0."""
+    assert launch.rank
+    wait = _Wait(time.monotonic() + timeout_s, timeout_s, lambda: False)
+    return _scoped(_open_store(launch, wait), run, launch)
+
+
+def _scoped(store: Store, run: str, launch: LaunchEnvironment) -> Store:
+    return dist.PrefixStore(f"distill/{run}/{launch.attempt}", store)
 
 
 @dataclass(frozen=True)
@@ -180,3 +192,23 @@ def free_port(address: str) -> int:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
+
+
+# How often those who may have missed a goodbye look whether the run is over.
+OVER_EVERY_S = 2.0
+
+
+def announce_over(store: Store, *, linger: bool) -> None:
+    """The run has ended; by student 0, where the store lives. ``linger``: somebody was not there to hear it."""
+    with contextlib.suppress(dist.DistError):
+        store.set("over", "")
+    if linger:
+        time.sleep(OVER_EVERY_S + 1.0)
+
+
+def is_over(store: Store) -> bool | None:
+    """Whether the run's end was announced; None: student 0 is gone, with the store, before it could do that."""
+    try:
+        return bool(store.check(["over"]))
+    except dist.DistError:
+        return None

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from distill_dist.config.check_alignment import check_alignment
 from distill_dist.config.check_curriculum import check_curriculum
+from distill_dist.config.check_teacher import check_teacher
 from distill_dist.config.deepspeed_json import load_deepspeed_json
 from distill_dist.config.fields import describe_problem as _problem
 from distill_dist.config.fields import schema_fields, value_at
@@ -81,7 +82,11 @@ RANGES: dict[str, Range] = {
     "student.dropout": Range(0, 1, high_open=True),
     "teacher.prefetch": Range(1, 256),
     "teacher.deadline_s": _SECONDS,
+    "teacher.patience_s": _SECONDS,
     "teacher.lease_s": _SECONDS,
+    "teacher.rest_after_s": _SECONDS,
+    "teacher.batch_tokens": _COUNT,
+    "teacher.cache_mib": Range(0, _MOST),
     "weight.kd": _SHARE,
     "weight.patience": Range(0),
     "weight.gradient": Range(0),
@@ -140,7 +145,7 @@ def check_config(config: RunConfig, *, need: Need = "train") -> list[str]:
         rules.append(_data)
     if need == "train":
         rules += [_student_source, _student_layers, _method, _matched_layers, check_alignment, _batch, _run]
-        rules.append(check_curriculum)
+        rules += [check_curriculum, check_teacher]
     # Other rules look at the files that the texts name.
     return list(_texts(config)) or [problem for rule in rules for problem in rule(config)]
 
@@ -291,9 +296,6 @@ def _run(config: RunConfig) -> Iterator[str]:
         yield _problem(config, "run_dir", "required: the folder of everything the run writes")
     else:
         yield from _run_dir(config)
-    if config.teacher.lease_s <= config.teacher.deadline_s:
-        deadline_s = config.teacher.deadline_s
-        yield _problem(config, "teacher.lease_s", f"must be above teacher.deadline_s = {deadline_s}")
     try:
         load_deepspeed_json(Path(config.deepspeed_config))
     except UserError as error:

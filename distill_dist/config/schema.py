@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from distill_dist.config.schema_curriculum import CurriculumConfig, RelianceConfig
+from distill_dist.config.schema_teacher import TeacherConfig
 
 Method = Literal["finetune", "kd", "pkd", "gkd", "gkd_cls"]
 
@@ -124,20 +125,6 @@ class StudentConfig:
     """Keep each layer's input alone and run the layer again in the backward: less memory, more time."""
     compile: bool = False
     """Compile each layer with torch.compile. Not with double_backward, nor at ZeRO 3."""
-
-
-@dataclass(frozen=True)
-class TeacherConfig:
-    """The fine-tuned model that teaches. Unused with `method: finetune`, except to report loyalty."""
-
-    path: str = ""
-    """Folder or hub name of a fine-tuned classifier over the same classes. Required except by `finetune`."""
-    prefetch: int = 4
-    """Global batches whose signals are asked for ahead of the step that needs them; 1 to 256."""
-    deadline_s: float = 60.0
-    """Longest wait for one signal before the teacher counts as lost; seconds, above 0."""
-    lease_s: float = 900.0
-    """A teacher that no student has called for so long leaves; seconds, above `deadline_s`."""
 
 
 @dataclass(frozen=True)

@@ -83,3 +83,11 @@ def _first_output(base: Any, layers: nn.ModuleList) -> nn.Module:
     """The module that puts out h_1: in the large DeBERTa-v2 a convolution, which reads layer 1 and E."""
     convolution = getattr(getattr(base, "encoder", None), "conv", None)
     return convolution if isinstance(convolution, nn.Module) else layers[0]
+
+
+def max_positions(config: Any) -> int:
+    """The longest row that a model of this Hugging Face configuration can read, in tokens."""
+    positions = int(getattr(config, "max_position_embeddings", 1 << 30))
+    if config.model_type in ("roberta", "xlm-roberta"):  # they count from behind their padding token
+        positions -= config.pad_token_id + 1
+    return positions

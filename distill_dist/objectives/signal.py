@@ -32,8 +32,13 @@ def signal_classes_BV(
 def all_classes_BV(logits_BC: Tensor) -> Tensor:
     """Every class of every row [B, V]; only class 0 of two, because m_1 = −m_0."""
     num_rows, num_classes = logits_BC.shape
-    views = 1 if num_classes == 2 else num_classes
+    views = num_all_classes_views(num_classes)
     return torch.arange(views, device=logits_BC.device).expand(num_rows, views)
+
+
+def num_all_classes_views(num_classes: int) -> int:
+    """V of ``all_classes_BV``."""
+    return 1 if num_classes == 2 else num_classes
 
 
 def margins_BV(logits_BC: Tensor, classes_BV: Tensor) -> Tensor:

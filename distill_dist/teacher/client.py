@@ -1,115 +1,107 @@
-"""A student's view of its teachers: signals for batches, asked for ahead of their use."""
+"""Teachers in other processes: signals for batches, asked for ahead of their use."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
-
-from distill_dist.comm.rpc_world import CallFailed, Reply, RpcWorld
-from distill_dist.errors import Interrupted
-from distill_dist.models.encoder import EncoderParts
+from distill_dist.comm.rpc_world import CallFailed, Reply, RpcWorld, WorldChanged
+from distill_dist.errors import UserError
 from distill_dist.records import Batch, SignalSpec, TeacherSignal
 from distill_dist.teacher import host
-from distill_dist.teacher.compute import compute_signal, describe_model
-from distill_dist.teacher.wire import pack_request, unpack_signal
+from distill_dist.teacher.local import T, TeacherLost, spec_of
+from distill_dist.teacher.rendezvous_hash import rank_hosts
+from distill_dist.teacher.row_codec import RowCodec, WireTypes
+from distill_dist.teacher.row_keys import row_keys, signal_context
+from distill_dist.teacher.wire import Answer, Request, pack_request
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
+# A host whose queue is full is asked again after so long.
+BUSY_S = 0.02
+# How often a wait looks whether the run is to stop, and how long it then still lasts.
+LOOK_S, STOP_S = 0.5, 3.0
 
 
-class TeacherLost(Interrupted):
-    """A teacher died or missed its deadline. ``number`` counts teachers from 0."""
+class _Patience:
+    """How long a step still waits for its signals; not for long once the run is to stop."""
 
-    def __init__(self, number: int, reason: str) -> None:
-        """Name the teacher and what happened."""
-        super().__init__(f"lost its teacher: {reason}")
-        self.number = number
+    def __init__(self, seconds: float, should_stop: Callable[[], bool]) -> None:
+        self._until, self._should_stop, self._is_cut = time.monotonic() + seconds, should_stop, False
 
-
-class Teacher(Protocol):
-    """Where signals come from; the numbers do not depend on which."""
-
-    waited_s: float
-    """Seconds this student spent waiting for signals so far."""
-
-    def signals(
-        self, items: Iterable[T], batches_of: Callable[[T], Sequence[Batch]], spec: SignalSpec, *, ahead: int
-    ) -> Iterator[tuple[T, tuple[TeacherSignal, ...]]]:
-        """Every item with the signals of its batches, in order; up to ``ahead`` items are asked for in advance."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """The teacher's own figures: `parameters`."""
-        ...
-
-    def release(self, *, timeout_s: float, early: bool = False) -> None:
-        """Nothing more will be asked; waits at most ``timeout_s`` for a teacher to hear it.
-
-        ``early``: the run stopped before its end, so no other student will ask either, alive or dead.
-        """
-        ...
+    def left(self) -> float:
+        """Seconds; none when it is 0 or less."""
+        now = time.monotonic()
+        if not self._is_cut and self._should_stop():
+            self._is_cut, self._until = True, min(self._until, now + STOP_S)
+        return self._until - now
 
 
-def _spec_of(batch: Batch, spec: SignalSpec) -> SignalSpec:
-    return spec if batch.alignment > 0 else spec.without_gradients
+@dataclass
+class _Part:
+    """Rows of a micro-batch that one host was asked for."""
+
+    host: str
+    rows: list[int]
+    reply: Reply | None  # None: the call itself failed
 
 
-class LocalTeacher:
-    """The teacher inside the student's own process (`cluster.teachers: 0`)."""
+@dataclass
+class _Asked:
+    """One micro-batch under way."""
 
-    def __init__(self, parts: EncoderParts, device: torch.device) -> None:
-        """``parts`` of a model in eval mode on ``device``."""
-        self._parts, self._device = parts, device
-        self.waited_s = 0.0
-
-    def signals(
-        self, items: Iterable[T], batches_of: Callable[[T], Sequence[Batch]], spec: SignalSpec, *, ahead: int
-    ) -> Iterator[tuple[T, tuple[TeacherSignal, ...]]]:
-        """See Teacher; computes when asked, so nothing is ever ahead."""
-        for item in items:
-            start = time.perf_counter()
-            found = tuple(self._compute(batch.to(self._device), spec) for batch in batches_of(item))
-            self.waited_s += time.perf_counter() - start
-            yield item, found
-
-    def describe(self) -> dict[str, Any]:
-        """See Teacher."""
-        return describe_model(self._parts)
-
-    def release(self, *, timeout_s: float, early: bool = False) -> None:
-        """See Teacher."""
-
-    def _compute(self, batch: Batch, spec: SignalSpec) -> TeacherSignal:
-        spec = _spec_of(batch, spec)
-        labels_B = batch.labels_B if spec.needs_labels else None
-        return compute_signal(self._parts, *batch.inputs, spec, labels_B=labels_B)
+    batch: Batch
+    spec: SignalSpec
+    request: Request
+    parts: list[_Part]
 
 
 class RemoteTeacher:
-    """Teachers in other processes, called over RPC."""
+    """Teachers in other processes, called over RPC: each row is asked of the host that its key belongs to.
+
+    So every host keeps its own share of the signals. A host that fails or gives no sign of life is not asked again
+    until it is met in a new world; its share goes to the others.
+    """
 
     def __init__(
-        self, world: RpcWorld, names: Sequence[str], *, student: int, deadline_s: float, lease_s: float
+        self,
+        world: RpcWorld,
+        *,
+        names: Sequence[str],
+        student: int,
+        deadline_s: float,
+        patience_s: float,
+        lease_s: float,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``names`` of the teachers in the RPC world; ``student`` is this process's number among students."""
+        """``names`` of all teachers, by number; ``student`` is this process's number among students.
+
+        ``deadline_s``: the longest wait for a sign of life of a host; ``patience_s``: for an answer of any,
+        cut short once ``should_stop``. Raises TeacherLost, and UserError where hosts do not teach the same.
+        """
         self._world, self._names, self._student = world, tuple(names), student
-        self._deadline_s = deadline_s
-        self._asked = student  # so that students begin at different teachers
+        self._deadline_s, self._patience_s, self._should_stop = deadline_s, patience_s, should_stop
+        self._generation = -1
+        self._hosts: list[str] = []  # of this generation, those that are not lost
+        self._last_loss = ""
         self.waited_s = 0.0
+        self._description: dict[str, Any] = {}
+        patience = self._patience()
+        self._meet(patience)
+        self._await_host(patience)
         self._done = threading.Event()
-        threading.Thread(target=self._renew_leases, args=(lease_s / 4,), daemon=True).start()
+        self._renewing = threading.Thread(target=self._renew_leases, args=(lease_s / 4,), daemon=True)
+        self._renewing.start()
 
     def signals(
         self, items: Iterable[T], batches_of: Callable[[T], Sequence[Batch]], spec: SignalSpec, *, ahead: int
     ) -> Iterator[tuple[T, tuple[TeacherSignal, ...]]]:
-        """See Teacher. Raises TeacherLost when an answer fails or is later than the deadline."""
-        pending: deque[tuple[T, list[tuple[Batch, int, Reply]]]] = deque()
+        """See Teacher. Raises TeacherLost when no host answers for as long as patience lasts."""
+        pending: deque[tuple[T, list[_Asked]]] = deque()
         for item in items:
             pending.append((item, [self._ask(batch, spec) for batch in batches_of(item)]))
             if len(pending) > ahead:
@@ -118,58 +110,161 @@ class RemoteTeacher:
             yield self._collect(*pending.popleft())
 
     def describe(self) -> dict[str, Any]:
-        """See Teacher; the first one speaks for all."""
-        found = self._wait(0, self._call(0, host.describe))
-        assert isinstance(found, dict)
-        return found
+        """See Teacher."""
+        return {"parameters": self._description["parameters"]}
 
     def release(self, *, timeout_s: float, early: bool = False) -> None:
         """See Teacher. One that does not hear it is no error: its lease will end."""
         function, arguments = (host.dismiss, ()) if early else (host.release, (self._student,))
         self._done.set()
-        for number, name in enumerate(self._names):
+        self._renewing.join(timeout_s)
+        for name in self._world.hosts:
             try:
-                self._call(number, function, *arguments).wait(timeout_s)
-            except (TeacherLost, CallFailed) as error:
+                self._world.call(name, function, *arguments).wait(timeout_s)
+            except CallFailed as error:
                 _log.warning("%s was not released: %s", name, error)
 
-    def _ask(self, batch: Batch, spec: SignalSpec) -> tuple[Batch, int, Reply]:
-        spec = _spec_of(batch, spec)
-        # Any teacher gives the same signal: turns are taken.
-        self._asked += 1
-        number = self._asked % len(self._names)
-        return (
-            batch,
-            number,
-            self._call(number, host.ask, pack_request(batch, labels=spec.needs_labels), spec),
-        )
+    # ------------------------------------------------------------------ asking
 
-    def _collect(self, item: T, asked: list[tuple[Batch, int, Reply]]) -> tuple[T, tuple[TeacherSignal, ...]]:
-        start = time.perf_counter()
-        found = tuple(
-            unpack_signal(self._wait(number, reply), batch.attention_mask_BL)
-            for batch, number, reply in asked
+    def _ask(self, batch: Batch, spec: SignalSpec) -> _Asked:
+        if self._world.generation != self._generation:
+            self._meet(self._patience())
+        spec = spec_of(batch, spec)
+        context = signal_context(self._description["fingerprint"], spec, self._types)
+        request = pack_request(batch, labels=spec.needs_labels)
+        keys = row_keys(
+            request.input_ids_BL,
+            request.lengths_B,
+            request.token_type_ids_BL,
+            request.labels_B,
+            context=context,
         )
+        request = replace(request, keys_B=tuple(keys))
+        return _Asked(batch, spec, request, self._parts(request, range(len(keys)), spec))
+
+    @property
+    def _types(self) -> WireTypes:
+        return WireTypes(**self._description["wire"])
+
+    def _parts(self, request: Request, rows: Iterable[int], spec: SignalSpec) -> list[_Part]:
+        """Ask each row's owner among the hosts that are left."""
+        if not self._hosts:
+            return [_Part("", list(rows), None)]
+        shares: defaultdict[str, list[int]] = defaultdict(list)
+        rows = list(rows)
+        first = rank_hosts([request.keys_B[row] for row in rows], self._hosts)[:, 0]
+        for row, place in zip(rows, first.tolist(), strict=True):
+            shares[self._hosts[place]].append(row)
+        return [
+            _Part(name, rows, self._call(name, request.take(rows), spec)) for name, rows in shares.items()
+        ]
+
+    def _call(self, name: str, request: Request, spec: SignalSpec) -> Reply | None:
+        try:
+            return self._world.call(name, host.ask, request, spec)
+        except CallFailed as error:
+            self._lose(name, error)
+            return None
+
+    def _collect(self, item: T, asked: list[_Asked]) -> tuple[T, tuple[TeacherSignal, ...]]:
+        start = time.perf_counter()
+        found = tuple(self._signal(each) for each in asked)
         self.waited_s += time.perf_counter() - start
         return item, found
 
-    def _call(self, number: int, function: Callable[..., Any], *arguments: Any) -> Reply:
-        try:
-            return self._world.call(self._names[number], function, *arguments)
-        except CallFailed as error:
-            raise TeacherLost(number, str(error)) from error
+    def _signal(self, asked: _Asked) -> TeacherSignal:
+        patience = self._patience()
+        rows: dict[int, memoryview] = {}
+        parts = deque(asked.parts)
+        while parts:
+            part = parts.popleft()
+            answer = self._wait(part, asked, patience)
+            if answer is None:
+                self._await_host(patience)
+                parts.extend(self._parts(asked.request, part.rows, asked.spec))
+            else:
+                rows |= dict(zip(part.rows, answer.rows(), strict=True))
+        length = asked.batch.input_ids_BL.shape[1]
+        encoded = [rows[row] for row in range(len(asked.request.keys_B))]
+        return self._codec(asked.spec).decode(encoded, length=length).to(asked.batch.labels_B.device)
 
-    def _wait(self, number: int, reply: Reply) -> Any:
-        try:
-            return reply.wait(self._deadline_s)
-        except CallFailed as error:
-            raise TeacherLost(number, str(error)) from error
+    def _wait(self, part: _Part, asked: _Asked, patience: _Patience) -> Answer | None:
+        """What the host says to a part; None: it is lost, or met anew, and somebody has to be asked again."""
+        reply = part.reply
+        while reply is not None:
+            try:
+                answer = self._while_it_lives(part.host, reply, patience)
+            except CallFailed as error:
+                self._lose(part.host, error)
+                return None
+            if answer is not None:
+                return answer
+            time.sleep(BUSY_S)  # its queue is full
+            reply = self._call(part.host, asked.request.take(part.rows), asked.spec)
+        return None
+
+    def _while_it_lives(self, name: str, reply: Reply, patience: _Patience) -> Answer | None:
+        """The answer, waited for as long as the host gives signs of life. Raises CallFailed."""
+        alive_at = time.monotonic()
+        while not reply.is_done_within(max(0.0, min(patience.left(), LOOK_S, self._deadline_s))):
+            if patience.left() <= 0:
+                break
+            if time.monotonic() - alive_at >= self._deadline_s:
+                self._world.call(name, host.renew).wait(self._deadline_s)
+                alive_at = time.monotonic()
+        found: Answer | None = reply.wait(0.0)
+        return found
+
+    # ------------------------------------------------------------------ hosts that come and go
+
+    def _patience(self) -> _Patience:
+        return _Patience(self._patience_s, self._should_stop)
+
+    def _meet(self, patience: _Patience) -> None:
+        """Take the hosts of the world that stands, which must teach what the first ones did."""
+        self._generation, self._hosts = self._world.generation, list(self._world.hosts)
+        for name in self._world.hosts:
+            try:
+                found = self._world.call(name, host.describe).wait(self._deadline_s)
+            except WorldChanged:
+                return self._await_host(patience)
+            except CallFailed as error:
+                self._lose(name, error)
+                continue
+            self._description = self._description or found
+            if found != self._description:
+                raise UserError(
+                    f"{name} does not teach what the others do: teacher.path must be one model on all nodes"
+                )
+        return None
+
+    def _lose(self, name: str, error: CallFailed) -> None:
+        if isinstance(error, WorldChanged) or self._world.has_changed(self._generation):
+            return
+        self._last_loss = str(error)
+        if name in self._hosts:
+            self._hosts.remove(name)
+            _log.warning(
+                "lost %s, %d of %d teachers are left: %s", name, len(self._hosts), len(self._names), error
+            )
+
+    def _await_host(self, patience: _Patience) -> None:
+        """Return once there is somebody to ask. Raises TeacherLost when patience has ended."""
+        while not self._hosts or self._world.has_changed(self._generation):
+            while not self._world.await_standing(self._generation, min(LOOK_S, max(0.0, patience.left()))):
+                if patience.left() <= 0 or self._world.is_last:
+                    number = next((n for n, name in enumerate(self._names) if name in self._last_loss), 0)
+                    raise TeacherLost(number, self._last_loss or "no host is left")
+            self._meet(patience)
+
+    def _codec(self, spec: SignalSpec) -> RowCodec:
+        about = self._description
+        return RowCodec(spec, about["classes"], about["hidden_size"], about["embedding_size"], self._types)
 
     def _renew_leases(self, every_s: float) -> None:
         while not self._done.wait(every_s):
-            for name in self._names:
+            for name in self._world.hosts:
                 try:
                     self._world.call(name, host.renew)
                 except CallFailed as error:
-                    _log.warning("lease not renewed: %s", error)  # the next signal will say so too
-                    return
+                    _log.debug("lease not renewed: %s", error)  # the next signal will say so too

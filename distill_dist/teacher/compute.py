@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distill_dist.models.encoder import EncoderParts
+from distill_dist.models.encoder import EncoderParts, max_positions
 from distill_dist.models.hooks import gradients_at, noisy_logits_BDC, watch_points
 from distill_dist.objectives.alignment import unit_rows
 from distill_dist.objectives.attribution import attribution_BLC
@@ -16,9 +16,15 @@ from distill_dist.objectives.noise import all_noise_BDLH
 from distill_dist.objectives.signal import differentiated_BV, margins_BV, pick_views, signal_classes_BV
 from distill_dist.records import Inputs, SignalSpec, TeacherSignal
 
-# Below 16 rows, and below 16 positions, CPU kernels change the last bits of a row: the width of their vectors
-# (AVX-512). tests/unit/teacher/test_compute.py sees it.
+# Part of every key of a stored row. Raise it with any change of the bits that `compute_signal` returns for the
+# same teacher, spec and tokens, here or in the hooks, margins, attribution and noise that it calls: rows that
+# older code stored must not answer for newer code.
+SIGNAL_VERSION = 1
+
+# CPU kernels change the last bits of a row below 16 rows or 16 positions, the width of their vectors (AVX-512), and
+# where the positions do not fill their unrolled sums, which 4 does here. tests/unit/teacher/test_compute.py sees it.
 MIN_ROWS = MIN_LENGTH = 16
+LENGTH_STEP = 8
 
 
 def compute_signal(
@@ -31,15 +37,19 @@ def compute_signal(
     labels_B: Tensor | None = None,
     min_rows: int = MIN_ROWS,
     min_length: int = MIN_LENGTH,
+    length_step: int = LENGTH_STEP,
 ) -> TeacherSignal:
     """The signal of a frozen teacher in eval mode for rows of token ids.
 
-    ``labels_B`` is read where ``spec.needs_labels``. At least ``min_rows`` rows of ``min_length`` positions are
-    run; rows repeat and padding grows to fill up.
+    ``labels_B`` is read where ``spec.needs_labels``. At least ``min_rows`` rows are run, of a multiple of
+    ``length_step`` positions, at least ``min_length``; rows repeat and padding grows to fill up.
     """
     rows, length = input_ids_BL.shape
+    padded = min(
+        -(-max(length, min_length) // length_step) * length_step, max_positions(teacher.model.config)
+    )
     ids_BL, mask_BL, types_BL = (
-        _fill_up(values_BL, rows=min_rows, length=min_length)
+        _fill_up(values_BL, rows=min_rows, length=padded)
         for values_BL in (input_ids_BL, attention_mask_BL, token_type_ids_BL)
     )
     inputs = (ids_BL, mask_BL, types_BL)
@@ -48,12 +58,14 @@ def compute_signal(
     whole = _signal(teacher, inputs, spec, labels_B)
     return TeacherSignal(
         logits_BC=whole.logits_BC[:rows],
-        cls_states_BKH=None if whole.cls_states_BKH is None else whole.cls_states_BKH[:rows],
-        cls_gradients_BKVH=None if whole.cls_gradients_BKVH is None else whole.cls_gradients_BKVH[:rows],
+        cls_states_BKH=_cut(whole.cls_states_BKH, rows),
+        cls_state_norm_BK=_cut(whole.cls_state_norm_BK, rows),
+        cls_gradients_BKVH=_cut(whole.cls_gradients_BKVH, rows),
+        cls_gradient_norm_BKV=_cut(whole.cls_gradient_norm_BKV, rows),
         embedding_gradient_BLVH=_cut(whole.embedding_gradient_BLVH, rows, length),
         embedding_gradient_norm_BLV=_cut(whole.embedding_gradient_norm_BLV, rows, length),
         attribution_BLC=_cut(whole.attribution_BLC, rows, length),
-        noisy_logits_BDC=None if whole.noisy_logits_BDC is None else whole.noisy_logits_BDC[:rows],
+        noisy_logits_BDC=_cut(whole.noisy_logits_BDC, rows),
     )
 
 
@@ -81,10 +93,13 @@ def _signal(
             create_graph=False,
             retain_graph=False,
         )
-    states_BKH = attribution = unit_BLVH = norm_BLV = noisy = None
+    states_BKH = state_norm_BK = cls_unit_BKVH = cls_norm_BKV = None
+    attribution = unit_BLVH = norm_BLV = noisy = None
     if spec.cls_states:
         stacked = torch.stack([points.cls_states_BH[layer] for layer in spec.layers], dim=1)
-        states_BKH = unit_rows(stacked.detach())[0]
+        states_BKH, state_norm_BK = unit_rows(stacked.detach())
+    if cls_BKVH is not None:
+        cls_unit_BKVH, cls_norm_BKV = unit_rows(pick_views(cls_BKVH, classes_BV, views_BV))
     if wants_attribution:
         assert embedding_BLVH is not None
         assert points.embedding_BLH is not None
@@ -104,9 +119,9 @@ def _signal(
     return TeacherSignal(
         logits_BC=logits_BC.detach(),
         cls_states_BKH=states_BKH,
-        cls_gradients_BKVH=None
-        if cls_BKVH is None
-        else unit_rows(pick_views(cls_BKVH, classes_BV, views_BV))[0],
+        cls_state_norm_BK=state_norm_BK,
+        cls_gradients_BKVH=cls_unit_BKVH,
+        cls_gradient_norm_BKV=cls_norm_BKV,
         embedding_gradient_BLVH=unit_BLVH,
         embedding_gradient_norm_BLV=norm_BLV,
         attribution_BLC=attribution,
@@ -127,10 +142,17 @@ def _fill_up(values_BL: Tensor, *, rows: int, length: int) -> Tensor:
     return functional.pad(values_BL[index], (0, max(0, length - values_BL.shape[1])))
 
 
-def _cut(values: Tensor | None, rows: int, length: int) -> Tensor | None:
-    return None if values is None else values[:rows, :length]
+def _cut(values: Tensor | None, rows: int, length: int | None = None) -> Tensor | None:
+    if values is None:
+        return None
+    return values[:rows] if length is None else values[:rows, :length]
 
 
 def describe_model(parts: EncoderParts) -> dict[str, Any]:
     """What the run's summary says of a teacher."""
     return {"parameters": sum(parameter.numel() for parameter in parts.model.parameters())}
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether fewer rows at once might have been computed; torch's CPU allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,32 +1,60 @@
 """The teacher's side of the RPC world: a queue that remote calls fill and one loop that empties.
 
-RPC runs the functions of this module by name in its own threads; they only queue, and the loop in the main
-thread computes, so that two questions never compete for the device.
+RPC runs the functions of this module by name in its own threads. They answer from the cache where they can, and
+queue the rest; the loop in the main thread merges what waits, computes and stores it, so that two questions never
+compete for the device and rows asked for twice are computed once.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from torch.futures import Future
 
 from distill_dist.comm.rpc_world import answered_later
 from distill_dist.records import SignalSpec
-from distill_dist.teacher.wire import Request, WireSignal
+from distill_dist.teacher.compute import is_out_of_memory
+from distill_dist.teacher.merge import micro_batches
+from distill_dist.teacher.signal_cache import SignalCache
+from distill_dist.teacher.wire import Answer, Request, join_requests, pack_rows
 
 _log = logging.getLogger(__name__)
+# How long a question waits for others to be computed with it: less than a forward takes.
+LINGER_S = 0.002
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Question:
     request: Request
     spec: SignalSpec
-    answer: Future[WireSignal]
+    answer: Future[Answer | None]
+    rows: dict[bytes, bytes] = field(default_factory=dict)  # what is known by now, by key
+
+    @property
+    def missing(self) -> list[int]:
+        """Rows that nobody has computed yet, the first of those with one key."""
+        first = {key: row for row, key in reversed(list(enumerate(self.request.keys_B)))}
+        return sorted(row for key, row in first.items() if key not in self.rows)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.request.lengths_B.sum())
+
+    def give(self) -> None:
+        """Answer it."""
+        self.answer.set_result(pack_rows([self.rows[key] for key in self.request.keys_B]))
+
+    def fail(self, error: Exception) -> None:
+        """Whatever the model raises belongs to those who asked."""
+        self.answer.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
 
 
 class TeacherHost:
@@ -34,21 +62,40 @@ class TeacherHost:
 
     def __init__(
         self,
-        compute: Callable[[Request, SignalSpec], WireSignal],
+        compute: Callable[[Request, SignalSpec], list[bytes]],
+        cache: SignalCache,
         *,
         students: int,
         lease_s: float,
+        batch_tokens: int,
+        queue_tokens: int,
         description: dict[str, Any],
+        rest: Callable[[], None] = lambda: None,
+        rest_after_s: float = float("inf"),
     ) -> None:
-        """``compute`` answers one question; ``lease_s`` is the longest silence of all students, in seconds."""
-        self._compute = compute
+        """``compute`` gives the encoded rows of a request of at most ``batch_tokens`` tokens, padding included.
+
+        ``lease_s`` is the longest silence of all students, in seconds; of ``queue_tokens`` waiting tokens on, who asks
+        is told to ask again later. ``rest`` is called when nothing had to be computed for ``rest_after_s``.
+        """
+        self._compute, self._cache = compute, cache
         self._students = set(range(students))
         self._lease_s = lease_s
+        self._batch_tokens, self._queue_tokens = batch_tokens, queue_tokens
         self.description = description
         self._questions: queue.SimpleQueue[_Question] = queue.SimpleQueue()
+        self._waiting_tokens = 0
+        self._lock = threading.Lock()
         self._last_call = time.monotonic()
-        self.answered = 0
+        self._counts: Counter[str] = Counter()
         self.dismissed = False
+        self._rest, self._rest_after_s = rest, rest_after_s
+        self._computed_at: float | None = time.monotonic()  # None: at rest
+
+    @property
+    def answered(self) -> int:
+        """Questions answered so far."""
+        return self._counts["answered"]
 
     def serve(self, *, should_stop: Callable[[], bool]) -> bool:
         """Answer until done: True when every student let go, False when it leaves before that.
@@ -59,33 +106,120 @@ class TeacherHost:
             if self.dismissed:
                 return False
             try:
-                question = self._questions.get(timeout=0.2)
+                first = self._questions.get(timeout=0.2)
             except queue.Empty:
                 if time.monotonic() - self._last_call > self._lease_s:
                     _log.warning("no student called for %.0f s (teacher.lease_s): leaving", self._lease_s)
                     return False
                 if should_stop():
                     return False
+                self._rest_if_idle()
                 continue
-            self._answer(question)
+            self._computed_at = time.monotonic()
+            self._answer(self._gather(first))
         return True
 
-    def _answer(self, question: _Question) -> None:
-        try:
-            answer = self._compute(question.request, question.spec)
-        except Exception as error:  # whatever the model raises belongs to the student who asked
-            _log.exception("a question could not be answered")
-            question.answer.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
-            return
-        question.answer.set_result(answer)
-        self.answered += 1
+    def _rest_if_idle(self) -> None:
+        if self._computed_at is not None and time.monotonic() - self._computed_at > self._rest_after_s:
+            self._computed_at = None
+            self._rest()
 
-    def put(self, request: Request, spec: SignalSpec) -> Future[WireSignal]:
-        """Queue a question; called by RPC threads."""
-        answer: Future[WireSignal] = Future()
+    def _gather(self, first: _Question) -> list[_Question]:
+        """``first`` and what else waits, up to one batch of tokens; a little time is given for more to come."""
+        found, tokens = [first], first.tokens
+        deadline = time.monotonic() + LINGER_S
+        while tokens < self._batch_tokens:
+            try:
+                found.append(self._questions.get(timeout=max(0.0, deadline - time.monotonic())))
+            except queue.Empty:
+                break
+            tokens += found[-1].tokens
+        with self._lock:
+            self._waiting_tokens -= tokens
+        return found
+
+    def _answer(self, questions: list[_Question]) -> None:
+        by_spec = groupby(sorted(questions, key=lambda question: repr(question.spec)), lambda q: q.spec)
+        for spec, group in by_spec:
+            self._answer_alike(spec, list(group))
+
+    def _answer_alike(self, spec: SignalSpec, questions: list[_Question]) -> None:
+        """Questions of one spec: rows that several ask for are computed once; each is answered when it is complete."""
+        wanted = {
+            question.request.keys_B[row]: (question, row)
+            for question in questions
+            for row in question.missing
+        }
+        keys = list(wanted)
+        lengths = [int(question.request.lengths_B[row]) for question, row in wanted.values()]
+        for batch in micro_batches(lengths, budget=self._batch_tokens):
+            asking = [question for question in questions if not question.answer.done()]
+            chosen = [keys[place] for place in batch]
+            try:
+                found = dict(self._rows(_request_of([wanted[key] for key in chosen]), spec))
+            except Exception as error:  # whatever the model raises belongs to those who asked
+                _log.exception("rows could not be computed")
+                for question in asking:
+                    if not question.answer.done() and set(chosen) & set(question.request.keys_B):
+                        question.fail(error)
+                continue
+            for question in asking:
+                question.rows |= {key: found[key] for key in question.request.keys_B if key in found}
+                if not question.missing:
+                    question.give()
+                    self._counts["answered"] += 1
+
+    def _rows(self, request: Request, spec: SignalSpec) -> Iterator[tuple[bytes, bytes]]:
+        """Keys with rows, newly computed. Where memory runs out, batches are halved from then on."""
+        try:
+            rows = self._compute(request, spec)
+        except Exception as error:
+            if not is_out_of_memory(error) or len(request.keys_B) == 1:
+                raise
+            tokens = len(request.keys_B) * request.input_ids_BL.shape[1]
+            self._batch_tokens = max(1, tokens // 2)
+            self._counts["out_of_memory"] += 1
+            _log.warning(
+                "out of memory at %d tokens a batch: %d from here on (teacher.batch_tokens)",
+                tokens,
+                self._batch_tokens,
+            )
+            half = len(request.keys_B) // 2
+            for part in (range(half), range(half, len(request.keys_B))):
+                yield from self._rows(request.take(part), spec)
+            return
+        self._cache.put_many(request.keys_B, rows)
+        self._counts["batches"] += 1
+        self._counts["computed_rows"] += len(rows)
+        self._counts["real_tokens"] += int(request.lengths_B.sum())
+        self._counts["padded_tokens"] += len(rows) * request.input_ids_BL.shape[1]
+        yield from zip(request.keys_B, rows, strict=True)
+
+    def put(self, request: Request, spec: SignalSpec) -> Future[Answer | None]:
+        """Answer from the cache, or queue a question; None where too much waits already. Called by RPC threads."""
+        answer: Future[Answer | None] = Future()
         self._last_call = time.monotonic()
-        self._questions.put(_Question(request, spec, answer))
+        question = _Question(request, spec, answer)
+        found = self._cache.get_many(request.keys_B)
+        question.rows = {key: row for key, row in zip(request.keys_B, found, strict=True) if row is not None}
+        if not question.missing:
+            question.give()
+            self._counts["answered"] += 1
+            return answer
+        with self._lock:
+            is_full = self._waiting_tokens > self._queue_tokens
+            if not is_full:
+                self._waiting_tokens += question.tokens
+        if is_full:
+            self._counts["refused"] += 1
+            answer.set_result(None)
+        else:
+            self._questions.put(question)
         return answer
+
+    def counters(self) -> dict[str, int]:
+        """What telemetry shows of it."""
+        return {**self._counts, **self._cache.counters(), "waiting_tokens": self._waiting_tokens}
 
     def renew(self) -> None:
         """A student is alive, whether or not it has a question."""
@@ -98,6 +232,14 @@ class TeacherHost:
     def dismiss(self) -> None:
         """The run ended early: nobody will ask any more, not even students that cannot say so."""
         self.dismissed = True
+
+
+def _request_of(rows: Iterable[tuple[_Question, int]]) -> Request:
+    """One request of rows of several questions, in the order of ``rows``."""
+    by_question = groupby(rows, lambda entry: entry[0])
+    return join_requests(
+        [question.request.take([row for _, row in entries]) for question, entries in by_question]
+    )
 
 
 _host: TeacherHost | None = None
@@ -115,8 +257,8 @@ def _opened() -> TeacherHost:
 
 
 @answered_later
-def ask(request: Request, spec: SignalSpec) -> Future[WireSignal]:
-    """Remote: the teacher's signal for one micro-batch."""
+def ask(request: Request, spec: SignalSpec) -> Future[Answer | None]:
+    """Remote: the teacher's encoded signal of every row; None: ask again later."""
     return _opened().put(request, spec)
 
 
@@ -136,5 +278,10 @@ def dismiss() -> None:
 
 
 def describe() -> dict[str, Any]:
-    """Remote: the teacher's own figures (parameters)."""
+    """Remote: who teaches here (parameters, fingerprint) and how its rows are encoded."""
     return _opened().description
+
+
+def counters() -> dict[str, int]:
+    """Remote: what the host has done so far."""
+    return _opened().counters()

@@ -1,48 +1,72 @@
-"""What travels between a student and a teacher: compact tensors on the CPU, no padding in gradients."""
+"""What travels between a student and a host: rows of token ids one way, encoded rows of signals the other."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from distill_dist.records import Batch, TeacherSignal
+from distill_dist.records import Batch, Inputs
 
 
 @dataclass(frozen=True)
 class Request:
-    """Token ids of one micro-batch. Rows are padded on the right, so lengths stand for the mask."""
+    """Rows of token ids with their keys. Rows are padded on the right, so lengths stand for the mask."""
 
+    keys_B: tuple[bytes, ...]
     input_ids_BL: Tensor  # int32
     lengths_B: Tensor  # int32
     token_type_ids_BL: Tensor  # uint8
     labels_B: Tensor | None  # int32, where the signal is a function of the label too
 
-    def unpack(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def unpack(self, device: torch.device) -> Inputs:
         """(input ids, attention mask, token types), int64 on ``device``."""
         positions_L = torch.arange(self.input_ids_BL.shape[1])
         mask_BL = (positions_L < self.lengths_B[:, None]).long()
-        found = (self.input_ids_BL.long(), mask_BL, self.token_type_ids_BL.long())
-        return tuple(tensor.to(device) for tensor in found)  # type: ignore[return-value]
+        ids_BL, types_BL = self.input_ids_BL.long(), self.token_type_ids_BL.long()
+        return ids_BL.to(device), mask_BL.to(device), types_BL.to(device)
+
+    def take(self, rows: Sequence[int]) -> Request:
+        """Some of the rows, in the order of ``rows``, padded to the longest of them."""
+        index = torch.as_tensor(rows)
+        lengths_B = self.lengths_B[index]
+        length = int(lengths_B.max())
+        return Request(
+            keys_B=tuple(self.keys_B[row] for row in rows),
+            input_ids_BL=self.input_ids_BL[index, :length],
+            lengths_B=lengths_B,
+            token_type_ids_BL=self.token_type_ids_BL[index, :length],
+            labels_B=None if self.labels_B is None else self.labels_B[index],
+        )
 
 
-@dataclass(frozen=True)
-class WireSignal:
-    """A teacher's answer; per-token fields hold real tokens only, rows one after another ([N, …])."""
+def join_requests(requests: Sequence[Request]) -> Request:
+    """All rows of ``requests``, of one spec, in their order."""
+    if len(requests) == 1:
+        return requests[0]
+    length = max(request.input_ids_BL.shape[1] for request in requests)
 
-    logits_BC: Tensor
-    cls_states_BKH: Tensor | None
-    cls_gradients_BKVH: Tensor | None
-    embedding_gradient_NVH: Tensor | None
-    embedding_gradient_norm_NV: Tensor | None
-    attribution_NC: Tensor | None
-    noisy_logits_BDC: Tensor | None
+    def padded(values_BL: Tensor) -> Tensor:
+        return functional.pad(values_BL, (0, length - values_BL.shape[1]))
+
+    labels = [request.labels_B for request in requests]
+    return Request(
+        keys_B=tuple(itertools.chain.from_iterable(request.keys_B for request in requests)),
+        input_ids_BL=torch.cat([padded(request.input_ids_BL) for request in requests]),
+        lengths_B=torch.cat([request.lengths_B for request in requests]),
+        token_type_ids_BL=torch.cat([padded(request.token_type_ids_BL) for request in requests]),
+        labels_B=None if labels[0] is None else torch.cat([each for each in labels if each is not None]),
+    )
 
 
 def pack_request(batch: Batch, *, labels: bool) -> Request:
-    """The question a student asks about ``batch``, on the CPU; with its ``labels`` where the signal needs them."""
+    """The rows of ``batch``, without keys, on the CPU; with their ``labels`` where the signal needs them."""
     return Request(
+        keys_B=(),
         input_ids_BL=batch.input_ids_BL.to("cpu", torch.int32),
         lengths_B=batch.attention_mask_BL.sum(dim=1).to("cpu", torch.int32),
         token_type_ids_BL=batch.token_type_ids_BL.to("cpu", torch.uint8),
@@ -50,46 +74,21 @@ def pack_request(batch: Batch, *, labels: bool) -> Request:
     )
 
 
-def pack_signal(signal: TeacherSignal, attention_mask_BL: Tensor) -> WireSignal:
-    """``signal`` without its padding, on the CPU."""
-    real_BL = attention_mask_BL.bool()
+@dataclass(frozen=True)
+class Answer:
+    """Encoded rows, one after another. A tensor, because RPC moves those without copying them into a pickle."""
 
-    def rows(values: Tensor | None) -> Tensor | None:
-        # A clone, because a slice would bring the storage of the rows that filled up its batch.
-        return None if values is None else values.cpu().clone()
+    content_X: Tensor  # uint8
+    sizes_B: Tensor  # int64, bytes of each row
 
-    def tokens(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[real_BL].cpu()
-
-    return WireSignal(
-        logits_BC=signal.logits_BC.cpu().clone(),
-        cls_states_BKH=rows(signal.cls_states_BKH),
-        cls_gradients_BKVH=rows(signal.cls_gradients_BKVH),
-        embedding_gradient_NVH=tokens(signal.embedding_gradient_BLVH),
-        embedding_gradient_norm_NV=tokens(signal.embedding_gradient_norm_BLV),
-        attribution_NC=tokens(signal.attribution_BLC),
-        noisy_logits_BDC=rows(signal.noisy_logits_BDC),
-    )
+    def rows(self) -> list[memoryview]:
+        """The encoded rows."""
+        content = memoryview(self.content_X.numpy())  # type: ignore[arg-type]
+        ends = list(itertools.accumulate(self.sizes_B.tolist(), initial=0))
+        return [content[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
-def unpack_signal(wire: WireSignal, attention_mask_BL: Tensor) -> TeacherSignal:
-    """The inverse of ``pack_signal`` for the batch with this mask; on the mask's device."""
-    real_BL = attention_mask_BL.bool()
-    device = real_BL.device
-
-    def scatter(values: Tensor | None) -> Tensor | None:
-        if values is None:
-            return None
-        padded = torch.zeros(*real_BL.shape, *values.shape[1:], dtype=values.dtype, device=device)
-        padded[real_BL] = values.to(device)
-        return padded
-
-    return TeacherSignal(
-        logits_BC=wire.logits_BC,
-        cls_states_BKH=wire.cls_states_BKH,
-        cls_gradients_BKVH=wire.cls_gradients_BKVH,
-        embedding_gradient_BLVH=scatter(wire.embedding_gradient_NVH),
-        embedding_gradient_norm_BLV=scatter(wire.embedding_gradient_norm_NV),
-        attribution_BLC=scatter(wire.attribution_NC),
-        noisy_logits_BDC=wire.noisy_logits_BDC,
-    ).to(device)
+def pack_rows(rows: Sequence[bytes]) -> Answer:
+    """The inverse of :meth:`Answer.rows`."""
+    sizes = torch.tensor([len(row) for row in rows])
+    return Answer(torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8), sizes)

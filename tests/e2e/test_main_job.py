@@ -52,7 +52,8 @@ def test_nothing_is_left_behind(reference: Reference):
 
 def test_every_rank_has_its_log_and_only_ours_speak_on_stdout(reference: Reference):
     logs = {path.name: path.read_text(encoding="utf-8") for path in (reference.run_dir / "logs").iterdir()}
-    assert sorted(logs) == [f"rank-{rank:05d}.log" for rank in range(3)]
+    parts = [f"rank-{rank:05d}.log" for rank in range(3)]
+    assert sorted(logs) == sorted([*parts, "rank-00002-host.log", "rank-00002-worker.log"])
     assert "dev" in logs["rank-00000.log"]
     assert "taught" in logs["rank-00002.log"]
     assert "Traceback" not in "".join(logs.values()) + reference.started.stderr()

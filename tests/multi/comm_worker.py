@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch.futures import Future
 
 from distill_dist.comm.environment import LaunchEnvironment, read_environment
-from distill_dist.comm.rendezvous import Store, await_ready, connect_store, peers, report_failure
+from distill_dist.comm.rendezvous import Store, await_ready, connect_store, peers, reach_store, report_failure
 from distill_dist.comm.rpc_world import CallFailed, RpcWorld, answered_later
 from distill_dist.comm.students import PeerLost, StudentGroup
 from distill_dist.errors import UserError
@@ -109,11 +111,25 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _world(
+    store: Store, name: str, students: tuple[str, ...], hosts: tuple[str, ...], *, replaces: bool = False
+) -> RpcWorld:
+    return RpcWorld(
+        store,
+        name=name,
+        students=students,
+        hosts=hosts,
+        address="127.0.0.1",
+        timeout_s=RENDEZVOUS_S,
+        replaces=replaces,
+    )
+
+
 def calls() -> dict[str, Any]:
     """Rank 0 calls ranks 1 and 2; 1 hangs, then 2 dies."""
     launch, store = _meet()
-    names = ("student0", "teacher1", "teacher2")
-    world = RpcWorld(store, rank=launch.rank, names=names, address="127.0.0.1", timeout_s=RENDEZVOUS_S)
+    name = ("student0", "teacher1", "teacher2")[launch.rank]
+    world = _world(store, name, ("student0",), ("teacher1", "teacher2"))
     if launch.rank != 0:
         store.wait(["done"])
         world.leave()
@@ -170,3 +186,69 @@ def loading(failing: list[int], late_s: float) -> dict[str, Any]:
     except UserError as error:
         return {"message": str(error), "said": error.said, "seconds": time.monotonic() - start}
     return {}
+
+
+STUDENTS, HOSTS = ("student0", "student1"), ("teacher2", "teacher3")
+
+
+def host_process(replaces: bool) -> None:
+    """teacher3, in a process that its rank can kill and replace."""
+    launch = read_environment(os.environ)
+    store = reach_store(launch, timeout_s=RENDEZVOUS_S, run="")
+    world = _world(store, "teacher3", STUDENTS, HOSTS, replaces=replaces)
+    store.wait(["done"])
+    world.leave()
+
+
+def _start_host(*, replaces: bool) -> subprocess.Popen[bytes]:
+    call = f"from multi.comm_worker import host_process; host_process({replaces})"
+    return subprocess.Popen([sys.executable, "-c", call])
+
+
+def replaced_host(times: int) -> dict[str, Any]:
+    """teacher3 is killed and replaced ``times`` times, while student 1 waits in a collective for student 0."""
+    launch, store = _meet()
+    if launch.rank == 3:
+        for number in range(times + 1):
+            process = _start_host(replaces=number > 0)
+            store.wait([f"answered {number}"])
+            if number < times:
+                process.kill()
+                process.wait()
+        return {"ended": process.wait()}
+    world = _world(store, f"{'student' if launch.rank < 2 else 'teacher'}{launch.rank}", STUDENTS, HOSTS)
+    if launch.rank == 2:
+        store.wait(["done"])
+        world.leave()
+        return {"generation": world.generation}
+    group = StudentGroup(
+        store, rank=launch.rank, global_ranks=(0, 1), peers=peers(store, 4), backend="gloo", timeout_s=60
+    )
+    found = _students_calls(world, store, times) if launch.rank == 0 else {}
+    group.agree(0)  # where student 1 is all the time
+    if launch.rank == 1:
+        found["echo"] = [world.call(name, echo, 1).wait(30) for name in HOSTS]
+    group.agree(0)
+    if launch.rank == 0:
+        store.set("done", "")
+        time.sleep(1)  # the store lives here
+    world.leave()
+    return {**found, "generation": world.generation}
+
+
+def _students_calls(world: RpcWorld, store: Store, times: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"echo": [], "hosts": [], "errors": []}
+    for number in range(times + 1):
+        generation = world.generation
+        found["echo"].append([world.call(name, echo, number).wait(30) for name in HOSTS])
+        pending = world.call("teacher3", sleep, 20.0)
+        store.set(f"answered {number}", "")
+        if number == times:
+            break
+        try:
+            pending.wait(30)
+        except CallFailed as error:
+            found["errors"].append(type(error).__name__)
+        assert world.await_standing(generation, 60)
+        found["hosts"].append(world.hosts)
+    return found

@@ -22,12 +22,14 @@ from distill_dist.engine import Engine
 from distill_dist.models.build import load_classifier
 from distill_dist.models.encoder import EncoderParts, encoder_parts
 from distill_dist.objectives.objective import METHODS, Objective
-from distill_dist.records import Batch, SignalSpec, Step, TeacherSignal
+from distill_dist.records import Batch, Step, TeacherSignal
 from distill_dist.student import StudentStep
-from distill_dist.teacher.client import LocalTeacher, RemoteTeacher, Teacher
-from distill_dist.teacher.compute import compute_signal
+from distill_dist.teacher.client import RemoteTeacher
 from distill_dist.teacher.host import TeacherHost, open_host
-from distill_dist.teacher.wire import Request, WireSignal, pack_signal
+from distill_dist.teacher.local import LocalTeacher, Teacher
+from distill_dist.teacher.row_codec import WireTypes
+from distill_dist.teacher.row_computer import RowComputer
+from distill_dist.teacher.signal_cache import SignalCache
 from multi.engine_world import (
     CASES,
     CUTS,
@@ -59,7 +61,14 @@ def students_and_teachers(teachers: int, models: str, act: Act) -> dict[str, Any
     parts = encoder_parts(load_classifier(f"{models}/teacher", attention="eager").requires_grad_(False))
 
     def join_rpc() -> RpcWorld:
-        return RpcWorld(store, rank=launch.rank, names=names, address="127.0.0.1", timeout_s=WAIT_S)
+        return RpcWorld(
+            store,
+            name=names[launch.rank],
+            students=tuple(names[rank] for rank in roles.students),
+            hosts=tuple(names[rank] for rank in roles.teachers),
+            address="127.0.0.1",
+            timeout_s=WAIT_S,
+        )
 
     if roles.is_teacher(launch.rank):
         return _teach(parts, len(roles.students), join_rpc)
@@ -72,7 +81,14 @@ def students_and_teachers(teachers: int, models: str, act: Act) -> dict[str, Any
     teacher: Teacher = LocalTeacher(parts, CPU)
     if world is not None:
         called = [names[rank] for rank in roles.teachers]
-        teacher = RemoteTeacher(world, called, student=student, deadline_s=WAIT_S, lease_s=10 * WAIT_S)
+        teacher = RemoteTeacher(
+            world,
+            names=called,
+            student=student,
+            deadline_s=WAIT_S,
+            patience_s=WAIT_S,
+            lease_s=10 * WAIT_S,
+        )
     found = act(group, teacher)
     teacher.release(timeout_s=WAIT_S)
     group.agree(0)
@@ -83,12 +99,16 @@ def students_and_teachers(teachers: int, models: str, act: Act) -> dict[str, Any
 
 
 def _teach(parts: EncoderParts, students: int, join_rpc: Callable[[], RpcWorld]) -> dict[str, Any]:
-    def compute(request: Request, spec: SignalSpec) -> WireSignal:
-        inputs = request.unpack(CPU)
-        labels_B = None if request.labels_B is None else request.labels_B.long()
-        return pack_signal(compute_signal(parts, *inputs, spec, labels_B=labels_B), inputs[1])
-
-    host = TeacherHost(compute, students=students, lease_s=10 * WAIT_S, description={})
+    compute = RowComputer(parts, CPU, types=WireTypes(), fingerprint="f" * 64)
+    host = TeacherHost(
+        compute,
+        SignalCache(1 << 20, None, context=bytes(32)),
+        students=students,
+        lease_s=10 * WAIT_S,
+        batch_tokens=4096,
+        queue_tokens=1 << 20,
+        description=compute.describe(),
+    )
     open_host(host)
     world = join_rpc()
     assert host.serve(should_stop=lambda: False)

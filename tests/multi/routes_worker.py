@@ -22,7 +22,7 @@ from distill_dist.models.encoder import encoder_parts
 from distill_dist.probe import first_rows, probe
 from distill_dist.records import Step, TeacherSignal
 from distill_dist.student import Route, StudentStep
-from distill_dist.teacher.client import Teacher
+from distill_dist.teacher.local import Teacher
 from multi.engine_worker import CPU, accumulate, make_objective, stream_of, students_and_teachers, zero_json
 from multi.engine_world import RATE, Case
 from multi.routes_world import STEPS, Cell

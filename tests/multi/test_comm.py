@@ -44,6 +44,19 @@ def test_calls_to_the_living_the_hung_and_the_dead(tmp_path):
     assert found["the other one still answers"] == 5
 
 
+def test_the_world_is_formed_anew_for_a_host_that_replaces_a_dead_one(tmp_path):
+    first, second, host, supervisor = run_ranks(
+        "multi.comm_worker:replaced_host", size=4, folder=tmp_path, times=3
+    )
+    assert first["echo"] == [[n + 1, n + 1] for n in range(4)]
+    assert first["hosts"] == [["teacher2", "teacher3"]] * 3
+    assert set(first["errors"]) <= {"CallFailed", "WorldChanged"}
+    assert len(first["errors"]) == 3
+    assert second["echo"] == [2, 2]
+    assert {found["generation"] for found in (first, second, host)} == {3}
+    assert supervisor["ended"] == 0
+
+
 def test_a_rank_that_never_comes_is_named(tmp_path):
     found = run_ranks("multi.comm_worker:rendezvous", size=3, folder=tmp_path, absent=[2], timeout_s=8)
     assert found[2] is None

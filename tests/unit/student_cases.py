@@ -121,7 +121,13 @@ def signal_of(teacher: Any, objective: Objective, batch: Batch) -> TeacherSignal
     labels_B = batch.labels_B if spec.needs_labels else None
     # not filled up: a ModernBERT in float64 is NaN where its window sees padding alone (tiny_encoders.py)
     return compute_signal(
-        encoder_parts(teacher), *batch.inputs, spec, labels_B=labels_B, min_rows=1, min_length=1
+        encoder_parts(teacher),
+        *batch.inputs,
+        spec,
+        labels_B=labels_B,
+        min_rows=1,
+        min_length=1,
+        length_step=1,
     )
 
 

@@ -14,7 +14,7 @@ from distill_dist.models.encoder import encoder_parts
 from distill_dist.objectives.objective import METHODS, Objective
 from distill_dist.records import BatchCounts
 from distill_dist.student import Route, StudentStep
-from distill_dist.teacher.client import LocalTeacher
+from distill_dist.teacher.local import LocalTeacher
 
 LENGTHS = (8, 3, 6, 5)
 COUNTS = BatchCounts(len(LENGTHS), sum(LENGTHS))

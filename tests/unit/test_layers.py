@@ -16,7 +16,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "distill_dist"
 
 LAYERS = {
-    0: ("records", "accumulate", "config", "comm", "errors", "durable", "hub", "command_line", "stop_signal"),
+    0: (
+        "records",
+        "accumulate",
+        "config",
+        "comm",
+        "errors",
+        "durable",
+        "hub",
+        "command_line",
+        "stop_signal",
+        "children",
+    ),
     1: (
         "data",
         "curriculum",

@@ -23,7 +23,7 @@ from tiny_encoders import ragged_batch
 from distill_dist.models.encoder import encoder_parts
 from distill_dist.records import Batch, NoiseSpec, SignalSpec, TeacherSignal
 from distill_dist.student import Route, StudentStep
-from distill_dist.teacher.client import LocalTeacher
+from distill_dist.teacher.local import LocalTeacher
 
 ROUTES = (Route(), difference(True), difference(False))
 BATCH = ragged_batch(LENGTHS)
@@ -120,6 +120,7 @@ def test_a_teacher_computes_what_each_batch_asks_for() -> None:
     signals = [signal for _, (signal,) in local.signals(batches, each, spec, ahead=0)]
     gradients_of = (
         "cls_gradients_BKVH",
+        "cls_gradient_norm_BKV",
         "embedding_gradient_BLVH",
         "embedding_gradient_norm_BLV",
         "attribution_BLC",

@@ -25,7 +25,7 @@ from distill_dist.models.width_maps import WIDTH_MAPS, WidthMaps
 from distill_dist.probe import Probe
 from distill_dist.records import BatchCounts, Step
 from distill_dist.student import Route, StudentStep
-from distill_dist.teacher.client import LocalTeacher
+from distill_dist.teacher.local import LocalTeacher
 
 CPU = torch.device("cpu")
 TWICE = ChosenRoute(Route(), "exact")

@@ -15,7 +15,7 @@ from distill_dist.errors import UserError
 
 def place(store: dist.Store, rank: int) -> Place:
     launch = LaunchEnvironment(rank, 2, rank, 2, "127.0.0.1", 0)
-    return Place(launch=launch, roles=Roles((0, 1), ()), store=store, device=torch.device("cpu"))
+    return Place(launch=launch, roles=Roles((0, 1), ()), store=store, device=torch.device("cpu"), run="")
 
 
 @pytest.mark.parametrize("error", [UserError("no such folder"), RuntimeError("a bug"), MemoryError("full")])

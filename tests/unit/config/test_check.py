@@ -192,6 +192,24 @@ BAD_PAIRS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
         {"batch.micro_tokens": 256},
     ),
     ({"teacher.lease_s": 60.0}, "teacher.lease_s", "deadline_s = 60.0", {"teacher.lease_s": 60.5}),
+    (
+        {"teacher.batch_tokens": 127},
+        "teacher.batch_tokens",
+        "data.max_length = 128",
+        {"teacher.batch_tokens": 128},
+    ),
+    (
+        {"teacher.cache_dir": "cache", "cluster.teachers": 0},
+        "teacher.cache_dir",
+        "has none",
+        {"cluster.teachers": 1},
+    ),
+    (
+        {"teacher.wire.states": "int8", "cluster.teachers": 0},
+        "teacher.wire",
+        "has none",
+        {"teacher.wire.states": "fp32"},
+    ),
     ({"method": "finetune", "cluster.teachers": 1}, "cluster.teachers", "finetune", {"cluster.teachers": 0}),
 ]
 

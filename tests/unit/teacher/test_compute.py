@@ -60,9 +60,14 @@ def test_against_one_row_at_a_time_in_the_probability_form(
         chosen = chosen[:1] if classes == 2 else chosen
         picked.update(chosen)
         at_e = expected.embedding_directions_LVH(chosen)
+        p_C = expected.logits_C.softmax(dim=-1)
+        # ∇p_c = p_c(1 − p_c)·∇margin
+        cls_norms_KC = torch.stack(expected.cls_gradients).norm(dim=-1) / (p_C * (1 - p_C))
         wanted: dict[str, Tensor] = {
             "logits_BC": expected.logits_C,
             "cls_states_BKH": torch.nn.functional.normalize(torch.stack(expected.states), dim=-1),
+            "cls_state_norm_BK": torch.stack(expected.states).norm(dim=-1),
+            "cls_gradient_norm_BKV": cls_norms_KC[:, chosen],
             "cls_gradients_BKVH": torch.stack(expected.cls_directions(chosen)),
             "embedding_gradient_BLVH": at_e,
             "noisy_logits_BDC": torch.stack(noisy_logits(reference, single, NOISE)),
@@ -165,6 +170,35 @@ def test_a_row_is_the_same_to_the_bit_whatever_its_neighbours(rows: list[int], f
         assert [n for n, a, b in zip(names, first, second, strict=True) if not torch.equal(a, b)] == [], row
 
 
+@pytest.mark.parametrize("length", [5, 17, 24, 31])
+def test_a_row_is_the_same_to_the_bit_however_far_it_is_padded(length: int) -> None:
+    model = tiny_encoder("bert", layers=4, seed=2, dtype=torch.float32, hidden=64)
+    parts = encoder_parts(model.requires_grad_(False))
+    alone = ragged_batch((length,))
+    expected = rows_of(signal_of(parts, alone), 0, length)
+    seen = 0
+    for other in range(length + 1, 41):
+        beside = ragged_batch((other, length, 3))
+        inputs = [values.clone() for values in beside.inputs]
+        for values, own in zip(inputs, alone.inputs, strict=True):
+            values[1, :length] = own[0]
+        batch = replace(
+            beside, input_ids_BL=inputs[0], attention_mask_BL=inputs[1], token_type_ids_BL=inputs[2]
+        )
+        found = rows_of(signal_of(parts, batch), 1, length)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), other
+        seen += 1
+    assert seen == 40 - length
+
+
+def test_no_row_is_padded_beyond_what_the_model_reads() -> None:
+    model = tiny_encoder("bert", layers=4, dtype=torch.float32)
+    parts, positions = encoder_parts(model.requires_grad_(False)), model.config.max_position_embeddings
+    model.config.max_position_embeddings = 21
+    assert signal_of(parts, ragged_batch((21, 4))).logits_BC.shape == (2, 3)
+    assert positions > 21
+
+
 def test_small_batches_are_filled_up_and_cut_back() -> None:
     parts, batch = teacher(), take_rows(ragged_batch(LENGTHS), [0, 1, 2])
     spec = replace(EVERYTHING, signal="label", attribution_top_k=2, noise=None)
@@ -172,11 +206,13 @@ def test_small_batches_are_filled_up_and_cut_back() -> None:
     hook = parts.embeddings.register_forward_hook(lambda _, __, output: seen.append(output.shape[:2]))
     inputs = (batch.input_ids_BL, batch.attention_mask_BL, batch.token_type_ids_BL)
     found = [
-        compute_signal(parts, *inputs, spec, labels_B=batch.labels_B, min_rows=rows, min_length=length)
-        for rows, length in ((1, 1), (4, 1), (1, 14), (MIN_ROWS, MIN_LENGTH))
+        compute_signal(
+            parts, *inputs, spec, labels_B=batch.labels_B, min_rows=rows, min_length=length, length_step=step
+        )
+        for rows, length, step in ((1, 1, 1), (4, 1, 1), (1, 14, 1), (1, 1, 12), (MIN_ROWS, MIN_LENGTH, 8))
     ]
     hook.remove()
-    assert seen == [(3, 9), (4, 9), (3, 14), (16, 16)]
+    assert seen == [(3, 9), (4, 9), (3, 14), (3, 12), (16, 16)]
     for signal in found:
         assert signal.logits_BC.shape == (3, 3)
         assert signal.cls_gradients_BKVH is not None
@@ -209,7 +245,9 @@ def test_only_what_was_asked_for_is_computed() -> None:
     ):
         found = compute_signal(parts, *inputs, spec)
         assert (found.cls_states_BKH is not None) == spec.cls_states
+        assert (found.cls_state_norm_BK is not None) == spec.cls_states
         assert (found.cls_gradients_BKVH is not None) == spec.cls_gradients
+        assert (found.cls_gradient_norm_BKV is not None) == spec.cls_gradients
         assert (found.embedding_gradient_BLVH is not None) == spec.embedding_gradient
         assert (found.embedding_gradient_norm_BLV is not None) == spec.embedding_gradient
         assert (found.attribution_BLC is not None) == (spec.attribution_top_k is not None)

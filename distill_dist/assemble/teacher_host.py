@@ -1,0 +1,161 @@
+"""The process that answers students: RPC, queue and cache, and no device, so that it survives the device's faults.
+
+Its supervisor reads JSON lines from its standard output: `ready` once its worker has loaded the teacher, or `refused`;
+`alive` ever again; `left` at the end. It ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill_dist.children import child_job, start_child
+from distill_dist.comm.environment import LaunchEnvironment, pin_interface
+from distill_dist.comm.rendezvous import reach_store
+from distill_dist.comm.rpc_world import RpcWorld
+from distill_dist.config.load import load_config
+from distill_dist.config.schema import RunConfig
+from distill_dist.errors import UserError
+from distill_dist.run_folder import RunFolder
+from distill_dist.teacher.host import TeacherHost, open_host
+from distill_dist.teacher.signal_cache import SignalCache
+from distill_dist.teacher.worker_process import WorkerLost, WorkerProcess
+
+_log = logging.getLogger(__name__)
+# How often it says that it is alive.
+ALIVE_S = 0.5
+# The answer to the last student's goodbye is still on its way when the host is done.
+LAST_ANSWER_S = 0.3
+# Waiting batches from which on students are asked to wait: enough to keep the device busy, bounded in memory.
+QUEUE_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class HostJob:
+    """What a supervisor tells its host."""
+
+    config: str  # path of the resolved YAML
+    launch: dict[str, Any]  # LaunchEnvironment
+    run: str  # scope of the rendezvous keys
+    name: str
+    students: list[str]
+    hosts: list[str]
+    threads: int
+    replaces: bool  # one of this name was in the world before
+
+
+def main() -> None:
+    """Answer the students until they let go, or until the supervisor says so."""
+    job = HostJob(**child_job())
+    config, launch = load_config(Path(job.config), []), LaunchEnvironment(**job.launch)
+    RunFolder(Path(config.run_dir)).log_to_file(launch.rank, "host")
+    worker = WorkerProcess(
+        lambda connection: _start_worker(job, launch, connection),
+        start_s=config.cluster.collective_s,
+        deadline_s=config.teacher.deadline_s,
+    )
+    try:
+        about = worker.start()
+    except (UserError, WorkerLost) as error:
+        _say(refused=str(error))
+        return
+    with contextlib.closing(_signal_cache(config, about["fingerprint"])) as cache:
+        host = TeacherHost(
+            worker,
+            cache,
+            students=len(job.students),
+            lease_s=config.teacher.lease_s,
+            batch_tokens=config.teacher.batch_tokens,
+            queue_tokens=QUEUE_BATCHES * config.teacher.batch_tokens,
+            description=about,
+            rest=functools.partial(_rest, worker),
+            rest_after_s=config.teacher.rest_after_s,
+        )
+        _say(ready=True)
+        left = _serve(config, launch, job, host)
+    worker.stop()
+    _say(left={"done": left, "dismissed": host.dismissed, "answered": host.answered, **host.counters()})
+
+
+def _serve(config: RunConfig, launch: LaunchEnvironment, job: HostJob, host: TeacherHost) -> bool:
+    """Whether every student let go."""
+    stopped = threading.Event()
+    threading.Thread(target=_watch_supervisor, args=(stopped,), daemon=True).start()
+    open_host(host)
+    pin_interface(os.environ, launch.master_address)
+    world = RpcWorld(
+        reach_store(launch, timeout_s=config.cluster.rendezvous_s, run=job.run),
+        name=job.name,
+        students=tuple(job.students),
+        hosts=tuple(job.hosts),
+        address=launch.master_address,
+        timeout_s=config.cluster.rendezvous_s,
+        replaces=job.replaces,
+    )
+    try:
+        return host.serve(should_stop=stopped.is_set)
+    finally:
+        time.sleep(LAST_ANSWER_S)
+        world.leave()
+
+
+def _rest(worker: WorkerProcess) -> None:
+    _log.info("every question was answered from the cache for a while: the worker ends, its device is free")
+    worker.stop()
+
+
+def _watch_supervisor(stopped: threading.Event) -> None:
+    threading.Thread(target=_say_alive, daemon=True).start()
+    sys.stdin.read()
+    stopped.set()
+
+
+def _say_alive() -> None:
+    while True:
+        time.sleep(ALIVE_S)
+        _say(alive=True)
+
+
+def _say(**line: Any) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def _signal_cache(config: RunConfig, fingerprint: str) -> SignalCache:
+    folder = config.teacher.cache_dir
+    return SignalCache(
+        config.teacher.cache_mib << 20, Path(folder) if folder else None, context=bytes.fromhex(fingerprint)
+    )
+
+
+def _start_worker(
+    job: HostJob, launch: LaunchEnvironment, connection: socket.socket
+) -> subprocess.Popen[bytes]:
+    worker = {
+        "config": job.config,
+        "rank": launch.rank,
+        "local_rank": launch.local_rank,
+        "threads": job.threads,
+        "connection": connection.fileno(),
+    }
+    return start_child(
+        "distill_dist.assemble.teacher_worker",
+        worker,
+        pass_fds=(connection.fileno(),),
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The process that owns a teacher's model and device; its host starts it, and starts another when it dies."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import torch
+import transformers
+
+from distill_dist.assemble.device import pick_device
+from distill_dist.assemble.models import build_teacher
+from distill_dist.children import child_job
+from distill_dist.config.load import load_config
+from distill_dist.config.schema import RunConfig
+from distill_dist.data.manifest import load_manifest
+from distill_dist.errors import UserError
+from distill_dist.run_folder import RunFolder
+from distill_dist.teacher.frames import send
+from distill_dist.teacher.row_codec import WireTypes
+from distill_dist.teacher.row_computer import RowComputer
+from distill_dist.teacher.row_keys import teacher_fingerprint
+from distill_dist.teacher.worker import SEND_S, serve_requests
+
+
+def main() -> None:
+    """Load the teacher and answer until the host is gone."""
+    job = child_job()
+    connection = socket.socket(fileno=job["connection"])
+    try:
+        config = load_config(Path(job["config"]), [])
+        RunFolder(Path(config.run_dir)).log_to_file(job["rank"], "worker")
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        device = pick_device(config.cluster.device, job["local_rank"])
+        if device.type == "cpu":
+            torch.set_num_threads(job["threads"])
+        compute = build_computer(config, device)
+    except UserError as error:
+        send(connection, {"refused": str(error)}, timeout_s=SEND_S)
+        return
+    serve_requests(connection, compute, compute.describe())
+
+
+def build_computer(config: RunConfig, device: torch.device) -> RowComputer:
+    """The run's teacher on ``device``, behind rows. Raises UserError."""
+    manifest, wire = load_manifest(Path(config.data.prepared)), config.teacher.wire
+    parts = build_teacher(config, manifest, device)
+    return RowComputer(
+        parts,
+        device,
+        types=WireTypes(wire.states, wire.cls_gradients, wire.embedding_gradients),
+        fingerprint=teacher_fingerprint(parts, tokenizer=manifest.tokenizer),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Processes of ours that a launched process starts: they end with it, and leave signals to it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+
+
+def start_child(
+    module: str, job: dict[str, Any], *, pass_fds: Sequence[int] = (), **more: Any
+) -> subprocess.Popen[bytes]:
+    """``python -m module`` with ``job`` for :func:`child_job`; in the main thread, with whose end it ends."""
+    argument = json.dumps({**job, "parent": os.getpid()})
+    return subprocess.Popen([sys.executable, "-m", module, argument], pass_fds=tuple(pass_fds), **more)
+
+
+def child_job() -> dict[str, Any]:
+    """In the child, first of all: its job. From here on it is killed when its parent ends, however that ends.
+
+    Launchers signal whole trees, and a keyboard its foreground group: who stops, and when, the parent says.
+    """
+    job: dict[str, Any] = json.loads(sys.argv[1])
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != job.pop("parent"):
+        os._exit(1)  # it had ended before
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    return job

@@ -1,0 +1,25 @@
+"""Rules on the teacher service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from distill_dist.config.fields import describe_problem
+from distill_dist.config.schema import RunConfig
+from distill_dist.config.schema_teacher import WireConfig
+
+
+def check_teacher(config: RunConfig) -> Iterator[str]:
+    """One line per problem."""
+    teacher, longest = config.teacher, config.data.max_length
+    if teacher.lease_s <= teacher.deadline_s:
+        text = f"must be above teacher.deadline_s = {teacher.deadline_s}"
+        yield describe_problem(config, "teacher.lease_s", text)
+    if teacher.batch_tokens < longest:
+        text = f"one row must fit: at least data.max_length = {longest}"
+        yield describe_problem(config, "teacher.batch_tokens", text)
+    if not config.cluster.teachers:
+        reason = "belongs to teacher processes, and cluster.teachers=0 has none: leave it away, or start some"
+        for key, is_set in (("wire", teacher.wire != WireConfig()), ("cache_dir", bool(teacher.cache_dir))):
+            if is_set:
+                yield describe_problem(config, f"teacher.{key}", reason)

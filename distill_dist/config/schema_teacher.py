@@ -1,0 +1,51 @@
+"""The fields of `teacher`: the model that teaches, and the service around it. See schema.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+WireType = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+@dataclass(frozen=True)
+class WireConfig:
+    """How a teacher's rows of unit length travel and are cached; logits and norms are fp32 always. `int8` has one
+    scale a row. Half of the bytes and less, at an error that the run reports."""
+
+    states: WireType = "fp32"
+    """[CLS] states."""
+    cls_gradients: WireType = "fp32"
+    """Gradients at [CLS]."""
+    embedding_gradients: WireType = "fp32"
+    """Gradients at the embeddings: by far the most bytes."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The fine-tuned model that teaches. Unused with `method: finetune`, except to report loyalty."""
+
+    path: str = ""
+    """Folder or hub name of a fine-tuned classifier over the same classes. Required except by `finetune`."""
+    prefetch: int = 4
+    """Global batches whose signals are asked for ahead of the step that needs them; 1 to 256."""
+    deadline_s: float = 60.0
+    """Longest wait for one answer of the process that runs the model before another is started, and for a sign of life
+    of the one that serves it; seconds, above 0."""
+    patience_s: float = 300.0
+    """Longest wait of a step for its signals, say while teachers are started again, before the run saves and stops;
+    seconds, above 0."""
+    lease_s: float = 900.0
+    """A teacher that no student has called for so long leaves; seconds, above `deadline_s`."""
+    rest_after_s: float = 120.0
+    """The process that runs the model ends, and frees its device, when everything was answered from the cache for so
+    long; another is started when it is needed again; seconds, above 0."""
+    batch_tokens: int = 8192
+    """Most tokens, padding included, that a teacher process computes at once, of several students' questions; at least
+    `data.max_length`. Halved for the run where memory does not suffice."""
+    cache_mib: int = 1024
+    """Memory in which a teacher process keeps signals that were asked for once; MiB, 0: none."""
+    cache_dir: str = ""
+    """Folder in which teacher processes keep signals on disk, for this run and others with the same teacher; may be
+    shared by nodes and runs. Empty: none."""
+    wire: WireConfig = field(default_factory=WireConfig)

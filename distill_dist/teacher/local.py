@@ -1,0 +1,85 @@
+"""What a student asks its teacher, wherever that is; and the teacher inside the student's own process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from distill_dist.errors import Interrupted
+from distill_dist.models.encoder import EncoderParts
+from distill_dist.records import Batch, SignalSpec, TeacherSignal
+from distill_dist.teacher.compute import compute_signal, describe_model
+
+T = TypeVar("T")
+
+
+class TeacherLost(Interrupted):
+    """A teacher died or missed its deadline. ``number`` counts teachers from 0."""
+
+    def __init__(self, number: int, reason: str) -> None:
+        """Name the teacher and what happened."""
+        super().__init__(f"lost its teacher: {reason}")
+        self.number = number
+
+
+class Teacher(Protocol):
+    """Where signals come from; the numbers do not depend on which."""
+
+    waited_s: float
+    """Seconds this student spent waiting for signals so far."""
+
+    def signals(
+        self, items: Iterable[T], batches_of: Callable[[T], Sequence[Batch]], spec: SignalSpec, *, ahead: int
+    ) -> Iterator[tuple[T, tuple[TeacherSignal, ...]]]:
+        """Every item with the signals of its batches, in order; up to ``ahead`` items are asked for in advance."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """The teacher's own figures: `parameters`."""
+        ...
+
+    def release(self, *, timeout_s: float, early: bool = False) -> None:
+        """Nothing more will be asked; waits at most ``timeout_s`` for a teacher to hear it.
+
+        ``early``: the run stopped before its end, so no other student will ask either, alive or dead.
+        """
+        ...
+
+
+def spec_of(batch: Batch, spec: SignalSpec) -> SignalSpec:
+    """What ``batch`` asks for, when its aligned rows ask for ``spec``."""
+    return spec if batch.alignment > 0 else spec.without_gradients
+
+
+class LocalTeacher:
+    """The teacher inside the student's own process (`cluster.teachers: 0`)."""
+
+    def __init__(self, parts: EncoderParts, device: torch.device) -> None:
+        """``parts`` of a model in eval mode on ``device``."""
+        self._parts, self._device = parts, device
+        self.waited_s = 0.0
+
+    def signals(
+        self, items: Iterable[T], batches_of: Callable[[T], Sequence[Batch]], spec: SignalSpec, *, ahead: int
+    ) -> Iterator[tuple[T, tuple[TeacherSignal, ...]]]:
+        """See Teacher; computes when asked, so nothing is ever ahead."""
+        for item in items:
+            start = time.perf_counter()
+            found = tuple(self._compute(batch.to(self._device), spec) for batch in batches_of(item))
+            self.waited_s += time.perf_counter() - start
+            yield item, found
+
+    def describe(self) -> dict[str, Any]:
+        """See Teacher."""
+        return describe_model(self._parts)
+
+    def release(self, *, timeout_s: float, early: bool = False) -> None:
+        """See Teacher."""
+
+    def _compute(self, batch: Batch, spec: SignalSpec) -> TeacherSignal:
+        spec = spec_of(batch, spec)
+        labels_B = batch.labels_B if spec.needs_labels else None
+        return compute_signal(self._parts, *batch.inputs, spec, labels_B=labels_B)

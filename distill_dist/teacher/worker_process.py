@@ -1,0 +1,121 @@
+"""The host's view of its worker: a process that is started, asked, and started again when it dies or hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import socket
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+from distill_dist.errors import UserError
+from distill_dist.records import SignalSpec
+from distill_dist.teacher.frames import Closed, receive, send
+from distill_dist.teacher.wire import Request
+from distill_dist.teacher.worker import pack_question
+
+_log = logging.getLogger(__name__)
+# Workers that one request may cost before it is taken for what kills them.
+MOST_LOST = 3
+END_S = 5.0
+
+
+class WorkerLost(RuntimeError):
+    """The worker died, or did not answer in time."""
+
+
+class WorkerProcess:
+    """Calls its worker; one thread at a time. It is started by the first call, or by ``start``."""
+
+    def __init__(
+        self,
+        command: Callable[[socket.socket], subprocess.Popen[bytes]],
+        *,
+        start_s: float,
+        deadline_s: float,
+    ) -> None:
+        """``command`` starts the process, whose end of the pair it gets; it has ``start_s`` to load its model.
+
+        ``deadline_s`` is the longest wait for one answer. Both in seconds.
+        """
+        self._command, self._start_s, self._deadline_s = command, start_s, deadline_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running process."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> dict[str, Any]:
+        """What the worker says of its teacher once it is loaded. Raises UserError, WorkerLost."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process, self._connection = self._command(theirs), ours
+        try:
+            header, _ = receive(ours, timeout_s=self._start_s)
+        except (Closed, TimeoutError) as error:
+            self.stop()
+            raise WorkerLost(
+                f"the worker did not load its teacher within {self._start_s:.0f} s: {error}"
+            ) from error
+        if "refused" in header:
+            self.stop()
+            raise UserError(header["refused"])
+        description: dict[str, Any] = header["ready"]
+        _log.info("worker %d has loaded its teacher", self._process.pid)
+        return description
+
+    def stop(self) -> None:
+        """End it, and free its device; the next call starts another."""
+        if self._connection is not None:
+            self._connection.close()  # it ends when it reads that
+            self._connection = None
+        if self._process is None:
+            return
+        try:
+            self._process.wait(0.0 if self._process.poll() is not None else END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()  # a stopped one does not read that it should end
+        self.stop()
+
+    def __call__(self, request: Request, spec: SignalSpec) -> list[bytes]:
+        """The encoded rows. Raises MemoryError, and RuntimeError with what the model raised or when nothing helps."""
+        lost: list[str] = []
+        while len(lost) < MOST_LOST:
+            try:
+                if self._connection is None:
+                    self.start()
+                return self._ask(request, spec)
+            except WorkerLost as error:
+                lost.append(str(error))
+                self.restarts += 1
+                _log.warning("worker lost: %s; starting another", error)
+                self._kill()
+        raise RuntimeError(f"{MOST_LOST} workers were lost over one request: {lost[-1]}")
+
+    def _ask(self, request: Request, spec: SignalSpec) -> list[bytes]:
+        assert self._connection is not None
+        try:
+            send(self._connection, *pack_question(request, spec), timeout_s=self._deadline_s)
+            header, body = receive(self._connection, timeout_s=self._deadline_s)
+        except TimeoutError as error:
+            raise WorkerLost(f"no answer within {self._deadline_s:.0f} s") from error
+        except Closed as error:
+            raise WorkerLost(f"it ended ({error})") from error
+        if "error" not in header:
+            ends = itertools.accumulate(header["sizes"], initial=0)
+            return [body[begin:end] for begin, end in itertools.pairwise(ends)]
+        if header["kind"] == "device":
+            raise WorkerLost(header["error"])
+        raise (MemoryError if header["kind"] == "memory" else RuntimeError)(header["error"])
