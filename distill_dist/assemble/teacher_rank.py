@@ -49,7 +49,7 @@ class _Host:
             stdout=subprocess.PIPE,
         )
         self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.heard = time.monotonic()
+        self.started = self.heard = time.monotonic()
         self.is_ready = False
         assert self.process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
@@ -100,7 +100,14 @@ def serve_teacher(config: RunConfig, place: Place, stop: StopSignal, folder: Run
         # A signal that came while models were loading does not shorten what the students need.
         return stop.asked_for(STOP_GRACE_S) and time.monotonic() - began >= STOP_GRACE_S
 
-    _supervise(host, start, place, silence_s=config.teacher.deadline_s, should_stop=should_stop)
+    _supervise(
+        host,
+        start,
+        place,
+        silence_s=config.teacher.deadline_s,
+        start_s=config.cluster.collective_s,
+        should_stop=should_stop,
+    )
 
 
 def _starter(config: RunConfig, place: Place, folder: RunFolder) -> Callable[[bool], _Host]:
@@ -148,6 +155,7 @@ def _supervise(
     place: Place,
     *,
     silence_s: float,
+    start_s: float,
     should_stop: Callable[[], bool],
 ) -> None:
     failed, watch = 0, _Watch(place.store)
@@ -159,7 +167,7 @@ def _supervise(
             host.ask_to_end()
         if watch.has_ended():
             return _end_late(host, place, watch)
-        reason = _fault(host, line, silence_s)
+        reason = _fault(host, line, silence_s=silence_s, start_s=start_s)
         if reason is None:
             continue
         host.kill()
@@ -202,13 +210,15 @@ class _Watch:
         return self.over is not False
 
 
-def _fault(host: _Host, line: dict[str, Any] | None, silence_s: float) -> str | None:
+def _fault(host: _Host, line: dict[str, Any] | None, *, silence_s: float, start_s: float) -> str | None:
     """Why the host has to be replaced; None: it need not."""
     if line is not None and "refused" in line:
         return str(line["refused"])
     if host.has_ended:
         return f"ended with {host.process.returncode}"
     # while it loads it says nothing
+    if not host.is_ready and time.monotonic() - host.started > start_s:
+        return f"did not load its teacher within {start_s:.0f} s"
     if host.is_ready and time.monotonic() - host.heard > silence_s:
         return f"was silent for {silence_s:.0f} s"
     return None

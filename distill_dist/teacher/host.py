@@ -87,7 +87,7 @@ class TeacherHost:
         self._waiting_tokens = 0
         self._lock = threading.Lock()
         self._last_call = time.monotonic()
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()  # changed under the lock: by the loop and by threads of RPC
         self.dismissed = False
         self._rest, self._rest_after_s = rest, rest_after_s
         self._computed_at: float | None = time.monotonic()  # None: at rest
@@ -138,6 +138,10 @@ class TeacherHost:
             self._waiting_tokens -= tokens
         return found
 
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            self._counts.update(more)
+
     def _answer(self, questions: list[_Question]) -> None:
         by_spec = groupby(sorted(questions, key=lambda question: repr(question.spec)), lambda q: q.spec)
         for spec, group in by_spec:
@@ -167,7 +171,7 @@ class TeacherHost:
                 question.rows |= {key: found[key] for key in question.request.keys_B if key in found}
                 if not question.missing:
                     question.give()
-                    self._counts["answered"] += 1
+                    self._count(answered=1)
 
     def _rows(self, request: Request, spec: SignalSpec) -> Iterator[tuple[bytes, bytes]]:
         """Keys with rows, newly computed. Where memory runs out, batches are halved from then on."""
@@ -178,7 +182,7 @@ class TeacherHost:
                 raise
             tokens = len(request.keys_B) * request.input_ids_BL.shape[1]
             self._batch_tokens = max(1, tokens // 2)
-            self._counts["out_of_memory"] += 1
+            self._count(out_of_memory=1)
             _log.warning(
                 "out of memory at %d tokens a batch: %d from here on (teacher.batch_tokens)",
                 tokens,
@@ -189,10 +193,12 @@ class TeacherHost:
                 yield from self._rows(request.take(part), spec)
             return
         self._cache.put_many(request.keys_B, rows)
-        self._counts["batches"] += 1
-        self._counts["computed_rows"] += len(rows)
-        self._counts["real_tokens"] += int(request.lengths_B.sum())
-        self._counts["padded_tokens"] += len(rows) * request.input_ids_BL.shape[1]
+        self._count(
+            batches=1,
+            computed_rows=len(rows),
+            real_tokens=int(request.lengths_B.sum()),
+            padded_tokens=len(rows) * request.input_ids_BL.shape[1],
+        )
         yield from zip(request.keys_B, rows, strict=True)
 
     def put(self, request: Request, spec: SignalSpec) -> Future[Answer | None]:
@@ -204,14 +210,14 @@ class TeacherHost:
         question.rows = {key: row for key, row in zip(request.keys_B, found, strict=True) if row is not None}
         if not question.missing:
             question.give()
-            self._counts["answered"] += 1
+            self._count(answered=1)
             return answer
         with self._lock:
             is_full = self._waiting_tokens > self._queue_tokens
             if not is_full:
                 self._waiting_tokens += question.tokens
         if is_full:
-            self._counts["refused"] += 1
+            self._count(refused=1)
             answer.set_result(None)
         else:
             self._questions.put(question)

@@ -78,7 +78,7 @@ class SignalCache:
         return {
             "memory_hits": self._memory.hits,
             "misses": self._memory.misses - on_disk["disk_hits"],
-            "evicted": self._memory.evicted,
+            "left_out": self._memory.left_out,
             "memory_bytes": self._memory.bytes,
             **on_disk,
         }

@@ -21,7 +21,7 @@ def test_without_a_folder_it_is_memory() -> None:
     assert cache.counters() == {
         "memory_hits": 2,
         "misses": 3,
-        "evicted": 0,
+        "left_out": 0,
         "memory_bytes": 2 * ENTRY_BYTES + len(row(1)) + len(row(2)),
         "disk_hits": 0,
         "damaged": 0,
@@ -35,7 +35,7 @@ def test_what_memory_lets_go_comes_from_disk_and_is_in_memory_again(tmp_path: Pa
     cache = SignalCache(5 * (ENTRY_BYTES + 70), tmp_path, context=CONTEXT)
     cache.put_many(keys(range(20)), rows(range(20)))
     counters = cache.counters()
-    assert counters["evicted"] > 10
+    assert counters["left_out"] > 10
     assert counters["written"] == 20
     assert counters["memory_bytes"] <= 5 * (ENTRY_BYTES + 70)
     assert cache.get_many(keys([0])) == [row(0)]
