@@ -86,6 +86,7 @@ class RunFolder:
         for pattern in ("model", "*.json", "trace-*.jsonl"):
             remove_stale(self.path, pattern)
         remove_stale(self.checkpoints, "step-*")
+        remove_stale(self.path / "teachers", "rank-*.yaml")
 
     def _lock(self) -> None:
         """Hold `.lock` until this process ends, however it ends."""

@@ -27,6 +27,7 @@ from distill_dist.evaluation.split import SplitScorer, loyalty
 from distill_dist.models.width_maps import WIDTH_MAPS
 from distill_dist.run_folder import RunFolder, versions
 from distill_dist.teacher.local import LocalTeacher, Teacher
+from distill_dist.teacher.report import Counters, service_report
 from distill_dist.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class Outcome:
     curriculum: Callable[[], dict[str, Any]]  # its state for a checkpoint; a collective
     order: Callable[[], dict[str, Any] | None]  # what the summary says of the curriculum; None without one
     _teacher_logits: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    _counted: Counters = field(default_factory=dict)  # of the teachers, when the last epoch ended
+    _spent: tuple[float, float] = (0.0, 0.0)  # seconds: elapsed, waited by all students
 
     def save(self, step: int) -> None:
         """Checkpoint after ``step`` finished steps, unless it is there. Raises Interrupted on a full disk."""
@@ -82,6 +85,8 @@ class Outcome:
 
     def end_epoch(self, step: int) -> None:
         """Score every split; export the model where dev is the best so far."""
+        if self.teacher is not None and self.group.rank == 0:
+            self._report_teachers(self.teacher, step)
         found = {name: self._score(name) for name in self.scorers}
         self.telemetry.write(
             step, {f"{name}/{key}": value for name, scores in found.items() for key, value in scores.items()}
@@ -94,6 +99,16 @@ class Outcome:
                 self.folder.export, self.engine.module, self._own_weights(), self.tokenizer, best=best
             )
             self.best = self._write(export, self.folder.model) or best
+
+    def _report_teachers(self, teacher: Teacher, step: int) -> None:
+        totals, counted = self.telemetry.totals, teacher.counters()
+        elapsed, waited = totals.elapsed_s - self._spent[0], totals.waited_s - self._spent[1]
+        share = waited / (elapsed * self.group.size) if elapsed > 0 else 0.0
+        report = service_report(self._counted, counted, elapsed_s=elapsed, wait_share=share)
+        self._counted, self._spent = counted, (totals.elapsed_s, totals.waited_s)
+        if report is not None:
+            self.telemetry.write(step, report.scalars())
+            _log.info("teachers: %s", report)
 
     def summary(self, steps: int) -> dict[str, Any]:
         """The result of the run, measured on the best epoch's model; written to summary.json."""

@@ -18,7 +18,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from distill_dist.children import child_job, start_child
 from distill_dist.comm.environment import LaunchEnvironment, pin_interface
@@ -85,7 +85,8 @@ def main() -> None:
         _say(ready=True)
         left = _serve(config, launch, job, host)
     worker.stop()
-    _say(left={"done": left, "dismissed": host.dismissed, "answered": host.answered, **host.counters()})
+    # Threads of torch's agents may still run: the interpreter's teardown would not end well (command_line.py).
+    _say_last(left={"done": left, "dismissed": host.dismissed, "answered": host.answered, **host.counters()})
 
 
 def _serve(config: RunConfig, launch: LaunchEnvironment, job: HostJob, host: TeacherHost) -> bool:
@@ -129,6 +130,11 @@ def _say_alive() -> None:
 
 def _say(**line: Any) -> None:
     print(json.dumps(line), flush=True)
+
+
+def _say_last(**line: Any) -> NoReturn:
+    _say(**line)
+    os._exit(0)
 
 
 def _signal_cache(config: RunConfig, fingerprint: str) -> SignalCache:

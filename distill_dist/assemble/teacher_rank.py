@@ -6,6 +6,7 @@ not die with what can.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import queue
@@ -57,9 +58,8 @@ class _Host:
 
     def _read(self, lines: IO[bytes]) -> None:
         for line in lines:
-            self.heard = (
-                time.monotonic()
-            )  # here, and not where it is read: the store may keep us waiting there
+            # here, and not where the line is used: the store may keep that waiting
+            self.heard = time.monotonic()
             self._lines.put(json.loads(line))
 
     def next_line(self, timeout_s: float) -> dict[str, Any] | None:
@@ -184,6 +184,8 @@ def _supervise(
 
 def _end_late(host: _Host, place: Place, watch: _Watch) -> None:
     """The run is over; a host that stands has heard so, or hears it now."""
+    if watch.over is None:
+        host.ask_to_end()
     deadline = time.monotonic() + OVER_GRACE_S
     while not host.has_ended and time.monotonic() < deadline:
         line = host.next_line(0.2)
@@ -225,8 +227,9 @@ def _fault(host: _Host, line: dict[str, Any] | None, *, silence_s: float, start_
 
 
 def _end(host: _Host, place: Place, left: dict[str, Any]) -> None:
-    host.ask_to_end()
-    host.process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        host.process.wait(OVER_GRACE_S)
+    host.kill()
     _log.info("taught: %s", left)
     if not left["done"]:
         when = "when its students stopped early" if left["dismissed"] else "before its students did"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -112,6 +113,14 @@ class RemoteTeacher:
     def describe(self) -> dict[str, Any]:
         """See Teacher."""
         return {"parameters": self._description["parameters"]}
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """See Teacher; of those that answer."""
+        found = {}
+        for name in self._world.hosts:
+            with contextlib.suppress(CallFailed):
+                found[name] = self._world.call(name, host.counters).wait(self._deadline_s)
+        return found
 
     def release(self, *, timeout_s: float, early: bool = False) -> None:
         """See Teacher. One that does not hear it is no error: its lease will end."""

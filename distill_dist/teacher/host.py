@@ -175,6 +175,7 @@ class TeacherHost:
 
     def _rows(self, request: Request, spec: SignalSpec) -> Iterator[tuple[bytes, bytes]]:
         """Keys with rows, newly computed. Where memory runs out, batches are halved from then on."""
+        begin = time.monotonic()
         try:
             rows = self._compute(request, spec)
         except Exception as error:
@@ -195,6 +196,7 @@ class TeacherHost:
         self._cache.put_many(request.keys_B, rows)
         self._count(
             batches=1,
+            busy_ms=round(1000 * (time.monotonic() - begin)),
             computed_rows=len(rows),
             real_tokens=int(request.lengths_B.sum()),
             padded_tokens=len(rows) * request.input_ids_BL.shape[1],

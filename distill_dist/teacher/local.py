@@ -41,6 +41,10 @@ class Teacher(Protocol):
         """The teacher's own figures: `parameters`."""
         ...
 
+    def counters(self) -> dict[str, dict[str, int]]:
+        """What teachers in other processes did so far, by their names."""
+        ...
+
     def release(self, *, timeout_s: float, early: bool = False) -> None:
         """Nothing more will be asked; waits at most ``timeout_s`` for a teacher to hear it.
 
@@ -75,6 +79,10 @@ class LocalTeacher:
     def describe(self) -> dict[str, Any]:
         """See Teacher."""
         return describe_model(self._parts)
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """See Teacher; there are none."""
+        return {}
 
     def release(self, *, timeout_s: float, early: bool = False) -> None:
         """See Teacher."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -55,6 +56,9 @@ def test_every_rank_has_its_log_and_only_ours_speak_on_stdout(reference: Referen
     parts = [f"rank-{rank:05d}.log" for rank in range(3)]
     assert sorted(logs) == sorted([*parts, "rank-00002-host.log", "rank-00002-worker.log"])
     assert "dev" in logs["rank-00000.log"]
+    first, second = re.findall(r"teachers: (\d+) rows, (\d+)% cached", logs["rank-00000.log"])
+    assert int(first[0]) >= 400
+    assert int(first[1]) < 20 < 80 < int(second[1]), "the second epoch's rows are there already"
     assert "taught" in logs["rank-00002.log"]
     assert "Traceback" not in "".join(logs.values()) + reference.started.stderr()
     assert sum(line.startswith("{") for line in reference.started.stdout().splitlines()) == 1

@@ -4,12 +4,14 @@ import itertools
 import math
 import struct
 from dataclasses import fields, replace
+from typing import get_args
 
 import pytest
 import torch
 from tiny_encoders import ragged_batch, tiny_encoder
 from torch import Tensor
 
+from distill_dist.config.schema_teacher import WireType
 from distill_dist.models.encoder import encoder_parts
 from distill_dist.objectives.alignment import unit_rows
 from distill_dist.records import NoiseSpec, SignalSpec, TeacherSignal
@@ -29,6 +31,10 @@ EVERYTHING = SignalSpec(
 )
 HEADER = 12  # version, 7 bytes of digest, tokens
 UNIT_FIELDS = ("cls_states_BKH", "cls_gradients_BKVH", "embedding_gradient_BLVH")
+
+
+def test_the_configuration_offers_every_type() -> None:
+    assert get_args(WireType) == WIRE_TYPES
 
 
 def codec_of(

@@ -232,6 +232,21 @@ def test_a_row_is_asked_of_one_host_whoever_asks_and_computed_once() -> None:
     assert sum(bool(keys) for keys in seen.values()) > 1
 
 
+def test_counters_come_from_all_that_answer() -> None:
+    hosts = hosts_named(2)
+    world = FakeWorld(hosts)
+    with serving(hosts):
+        client = remote(world)
+        signals_of(client)
+        found = client.counters()
+        assert sum(counts["computed_rows"] for counts in found.values()) == 6
+        assert all(counts["busy_ms"] >= 0 for counts in found.values())
+        world.dead = {"teacher1"}
+        assert list(client.counters()) == ["teacher0"]
+        for teaching in hosts.values():
+            teaching.release(0)
+
+
 def test_without_a_cache_rows_are_computed_again() -> None:
     hosts = hosts_named(1, cache_bytes=0)
     with client_of(hosts) as client:
