@@ -90,8 +90,8 @@ class _Host:
 
 def serve_teacher(config: RunConfig, place: Place, stop: StopSignal, folder: RunFolder) -> None:
     """Keep a host until the students let it go. Raises UserError, and Interrupted when it leaves before that."""
-    start = _starter(config, place, folder)
     with place.loading(timeout_s=config.cluster.collective_s):
+        start = _starter(config, place, folder)
         host = start(False)
         _await_ready(host, config.cluster.collective_s)
     began = time.monotonic()

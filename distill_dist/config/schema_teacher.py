@@ -40,7 +40,7 @@ class TeacherConfig:
     rest_after_s: float = 120.0
     """The process that runs the model ends, and frees its device, when everything was answered from the cache for so
     long; another is started when it is needed again; seconds, above 0."""
-    batch_tokens: int = 8192
+    batch_tokens: int = 4096
     """Most tokens, padding included, that a teacher process computes at once, of several students' questions; at least
     `data.max_length`. Halved for the run where memory does not suffice."""
     cache_mib: int = 1024
