@@ -45,12 +45,10 @@ def shared_data() -> Path:
     return _shared_folder() / "data"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts processes of its own runs one after another, in one worker."""
-    for item in items:
-        if item.path.relative_to(REPOSITORY / "tests").parts[0] in ("e2e", "multi"):
-            item.add_marker(pytest.mark.xdist_group("processes"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What starts processes of its own runs one after another, in one worker. xdist reads groups soon after this."""
+    if item.path.relative_to(REPOSITORY / "tests").parts[0] in ("e2e", "multi"):
+        item.add_marker(pytest.mark.xdist_group("processes"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
