@@ -54,7 +54,7 @@ demo: $(INSTALLED)
 TEST_WORKERS ?= $(shell test "$$(nproc)" -ge 2 && echo 2 || echo 0)
 # the encoder is installed by the stamp's recipe: make clean if the shared folder appears later
 test: $(INSTALLED_TEST)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
 
 matrix: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_WHOLE_MATRIX=1 $(BIN)/python -m pytest -p no:cacheprovider tests/multi/test_routes.py

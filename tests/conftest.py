@@ -12,6 +12,8 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # before anything imports torch: tests run beside each other on few cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -45,10 +47,17 @@ def shared_data() -> Path:
     return _shared_folder() / "data"
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """What starts processes of its own runs one after another, in one worker. xdist reads groups soon after this."""
-    if item.path.relative_to(REPOSITORY / "tests").parts[0] in ("e2e", "multi"):
-        item.add_marker(pytest.mark.xdist_group("processes"))
+class ProcessesApart(LoadScopeScheduling):
+    """Files are dealt to workers; all that start processes of their own to one, where they run one after another."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "processes" if file.startswith(("tests/e2e/", "tests/multi/")) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """For `-n 2` (make test)."""
+    return ProcessesApart(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
