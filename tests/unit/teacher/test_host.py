@@ -1,0 +1,187 @@
+"""A host's loop: merging, memory that is short, errors, its lease, its rest."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from distill_dist.records import SignalSpec
+from distill_dist.teacher import host
+from distill_dist.teacher.wire import Request, pack_request
+from teacher.service_cases import (
+    SPEC,
+    batches,
+    computer,
+    host_of,
+    never,
+    queued,
+    serve_once,
+)
+
+
+class Scarce:
+    """A device with room for ``rows`` rows."""
+
+    def __init__(self, rows: int, error: Exception) -> None:
+        self.rows, self.error, self.about = rows, error, computer()
+        self.sizes: list[int] = []
+
+    def __call__(self, request: Request, spec: SignalSpec) -> list[bytes]:
+        self.sizes.append(len(request.keys_B))
+        if len(request.keys_B) > self.rows:
+            raise self.error
+        return self.about(request, spec)
+
+
+def test_questions_that_wait_are_computed_together_and_answered_as_if_alone() -> None:
+    together, alone = host_of(), host_of(batch_tokens=1, cache_bytes=0)
+    futures = queued(together, batches())
+    assert not any(future.done() for future in futures), "the loop computes, not the caller's thread"
+    serve_once(together)
+    assert together.counters()["batches"] == 1
+    assert together.counters()["computed_rows"] == 6, "two rows are asked for twice, one three times"
+    expected = queued(alone, batches())
+    serve_once(alone)
+    assert alone.counters()["batches"] > 5
+    for future, other in zip(futures, expected, strict=True):
+        assert [bytes(row) for row in future.value().rows()] == [bytes(row) for row in other.value().rows()]
+
+
+def test_questions_of_different_kinds_wait_for_each_other_but_do_not_mix() -> None:
+    teaching = host_of()
+    logits = SignalSpec()
+    futures = [*queued(teaching, batches()[:2]), *queued(teaching, batches()[1:2], logits)]
+    serve_once(teaching)
+    assert teaching.counters()["batches"] == 2
+    sizes = [future.value().sizes_B.tolist() for future in futures]
+    assert max(sizes[2]) < min(sizes[1])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+        ),
+    ],
+    ids=["cuda", "python", "torch on cpu"],
+)
+def test_out_of_memory_halves_the_batch_for_good(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    scarce = Scarce(2, error)
+    teaching = host_of(scarce, cache_bytes=0)
+    futures = queued(teaching, batches())
+    serve_once(teaching)
+    assert all(isinstance(future.value().sizes_B, torch.Tensor) for future in futures)
+    assert scarce.sizes == [6, 3, 1, 2, 3, 1, 2]
+    assert "out of memory at 72 tokens a batch: 36 from here on (teacher.batch_tokens)" in caplog.text
+    again = queued(teaching, batches())
+    begin = len(scarce.sizes)
+    serve_once(teaching)
+    assert max(scarce.sizes[begin:]) <= 2, "it was learned"
+    assert all(future.done() for future in again)
+
+
+def test_a_row_alone_that_does_not_fit_belongs_to_who_asked() -> None:
+    teaching = host_of(Scarce(0, MemoryError()))
+    (future,) = queued(teaching, batches()[:1])
+    serve_once(teaching)
+    with pytest.raises(RuntimeError, match="MemoryError"):
+        future.value()
+
+
+def test_an_error_of_the_model_reaches_those_who_asked_and_nobody_else() -> None:
+    about = computer()
+
+    def fails_on_long_rows(request: Request, spec: SignalSpec) -> list[bytes]:
+        if request.input_ids_BL.shape[1] == 12:
+            raise ValueError("twelve tokens are too many")
+        return about(request, spec)
+
+    teaching = host_of(fails_on_long_rows, batch_tokens=12)
+    futures = queued(teaching, batches())
+    serve_once(teaching)
+    with pytest.raises(RuntimeError, match="ValueError: twelve tokens are too many"):
+        futures.pop(2).value()
+    assert all(len(future.value().rows()) > 0 for future in futures)
+
+
+def test_a_host_ends_when_all_students_let_go() -> None:
+    teaching = host_of(students=2)
+    teaching.release(0)
+    teaching.release(0)  # twice the same is not everybody
+    stopped = threading.Event()
+    stopped.set()
+    assert teaching.serve(should_stop=stopped.is_set) is False
+    teaching.release(1)
+    assert teaching.serve(should_stop=never) is True
+
+
+def test_a_host_leaves_when_its_lease_runs_out() -> None:
+    assert host_of(lease_s=0.0).serve(should_stop=never) is False
+
+
+def test_calls_prolong_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    teaching = host_of(lease_s=10.0)
+    asks = 0
+
+    def later() -> bool:
+        """Asked whenever the queue was empty: nine seconds pass, then somebody calls."""
+        nonlocal now, asks
+        now, asks = now + 9.0, asks + 1
+        if asks == 1:
+            teaching.renew()
+        elif asks == 2:
+            queued(teaching, batches()[:1])
+        return asks > 5
+
+    monkeypatch.setattr("distill_dist.teacher.host.time.monotonic", lambda: now)
+    teaching.renew()
+    assert teaching.serve(should_stop=later) is False
+    assert asks == 4  # two calls prolonged it; then 9 s are within the lease and 18 s are not
+    assert teaching.answered == 1
+
+
+def test_a_host_rests_once_when_everything_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asks, rests = 0.0, 0, []
+    monkeypatch.setattr("distill_dist.teacher.host.time.monotonic", lambda: now)
+    teaching = host_of(lease_s=1000.0, rest=lambda: rests.append(now), rest_after_s=25.0)
+
+    def later() -> bool:
+        """Asked whenever the queue was empty: ten seconds pass."""
+        nonlocal now, asks
+        now, asks = now + 10.0, asks + 1
+        if asks in (1, 2, 6):
+            queued(teaching, batches()[:1])  # cached from the second time on
+        if asks == 8:
+            queued(teaching, batches()[1:2])
+        return asks > 12
+
+    assert teaching.serve(should_stop=later) is False
+    assert rests == [40.0, 110.0]
+
+
+def test_remote_functions_reach_the_open_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_host", None)
+    with pytest.raises(AssertionError, match="open_host comes before"):
+        host.renew()
+    teaching = host_of(students=1)
+    host.open_host(teaching)
+    assert host.describe() == computer().describe()
+    request = replace(pack_request(batches()[0], labels=True), keys_B=(bytes(16),))
+    answer = host.ask(request, SPEC)
+    assert not answer.done()
+    host.renew()
+    serve_once(teaching)
+    (row,) = answer.value().rows()
+    assert host.counters()["answered"] == 1
+    again = host.ask(request, SPEC)
+    assert again.done(), "from the cache, at once"
+    assert again.value().rows() == [row]
+    host.dismiss()
+    assert teaching.serve(should_stop=never) is False
