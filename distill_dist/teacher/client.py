@@ -19,7 +19,7 @@ from distill_dist.teacher.local import T, TeacherLost, spec_of
 from distill_dist.teacher.rendezvous_hash import rank_hosts
 from distill_dist.teacher.row_codec import RowCodec, WireTypes
 from distill_dist.teacher.row_keys import row_keys, signal_context
-from distill_dist.teacher.wire import Answer, Request, pack_request
+from distill_dist.teacher.wire import Answer, Refusal, Request, pack_request
 
 _log = logging.getLogger(__name__)
 # A host whose queue is full is asked again after so long.
@@ -198,7 +198,10 @@ class RemoteTeacher:
         return self._codec(asked.spec).decode(encoded, length=length).to(asked.batch.labels_B.device)
 
     def _wait(self, part: _Part, asked: _Asked, patience: _Patience) -> Answer | None:
-        """What the host says to a part; None: it is lost, or met anew, and somebody has to be asked again."""
+        """What the host says to a part; None: it is lost, or met anew, and somebody has to be asked again.
+
+        Raises UserError where it should teach nobody.
+        """
         reply = part.reply
         while reply is not None:
             try:
@@ -206,13 +209,15 @@ class RemoteTeacher:
             except CallFailed as error:
                 self._lose(part.host, error)
                 return None
+            if isinstance(answer, Refusal):
+                raise UserError(f"{part.host} cannot teach: {answer.reason}")
             if answer is not None:
                 return answer
             time.sleep(BUSY_S)  # its queue is full
             reply = self._call(part.host, asked.request.take(part.rows), asked.spec)
         return None
 
-    def _while_it_lives(self, name: str, reply: Reply, patience: _Patience) -> Answer | None:
+    def _while_it_lives(self, name: str, reply: Reply, patience: _Patience) -> Answer | Refusal | None:
         """The answer, waited for as long as the host gives signs of life. Raises CallFailed."""
         alive_at = time.monotonic()
         while not reply.is_done_within(max(0.0, min(patience.left(), LOOK_S, self._deadline_s))):
@@ -221,7 +226,7 @@ class RemoteTeacher:
             if time.monotonic() - alive_at >= self._deadline_s:
                 self._world.call(name, host.renew).wait(self._deadline_s)
                 alive_at = time.monotonic()
-        found: Answer | None = reply.wait(0.0)
+        found: Answer | Refusal | None = reply.wait(0.0)
         return found
 
     # ------------------------------------------------------------------ hosts that come and go

@@ -153,6 +153,18 @@ def describe_model(parts: EncoderParts) -> dict[str, Any]:
     return {"parameters": sum(parameter.numel() for parameter in parts.model.parameters())}
 
 
+class NotSane(ValueError):
+    """A teacher that says nothing: it must not be asked again, here or elsewhere."""
+
+
+def check_sane(signal: TeacherSignal) -> None:
+    """Raises NotSane where logits are not finite; on a device this waits for it."""
+    if not bool(torch.isfinite(signal.logits_BC).all()):
+        raise NotSane(
+            "its logits are not finite: are the weights of teacher.path whole, and their type wide enough?"
+        )
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether fewer rows at once might have been computed; torch's CPU allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

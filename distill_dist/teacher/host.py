@@ -21,10 +21,10 @@ from torch.futures import Future
 
 from distill_dist.comm.rpc_world import answered_later
 from distill_dist.records import SignalSpec
-from distill_dist.teacher.compute import is_out_of_memory
+from distill_dist.teacher.compute import NotSane, is_out_of_memory
 from distill_dist.teacher.merge import micro_batches
 from distill_dist.teacher.signal_cache import SignalCache
-from distill_dist.teacher.wire import Answer, Request, join_requests, pack_rows
+from distill_dist.teacher.wire import Answer, Refusal, Request, join_requests, pack_rows
 
 _log = logging.getLogger(__name__)
 # How long a question waits for others to be computed with it: less than a forward takes.
@@ -35,7 +35,7 @@ LINGER_S = 0.002
 class _Question:
     request: Request
     spec: SignalSpec
-    answer: Future[Answer | None]
+    answer: Future[Answer | Refusal | None]
     rows: dict[bytes, bytes] = field(default_factory=dict)  # what is known by now, by key
 
     @property
@@ -54,6 +54,9 @@ class _Question:
 
     def fail(self, error: Exception) -> None:
         """Whatever the model raises belongs to those who asked."""
+        if isinstance(error, NotSane):
+            self.answer.set_result(Refusal(str(error)))
+            return
         self.answer.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
 
 
@@ -203,9 +206,9 @@ class TeacherHost:
         )
         yield from zip(request.keys_B, rows, strict=True)
 
-    def put(self, request: Request, spec: SignalSpec) -> Future[Answer | None]:
+    def put(self, request: Request, spec: SignalSpec) -> Future[Answer | Refusal | None]:
         """Answer from the cache, or queue a question; None where too much waits already. Called by RPC threads."""
-        answer: Future[Answer | None] = Future()
+        answer: Future[Answer | Refusal | None] = Future()
         self._last_call = time.monotonic()
         question = _Question(request, spec, answer)
         found = self._cache.get_many(request.keys_B)
@@ -265,7 +268,7 @@ def _opened() -> TeacherHost:
 
 
 @answered_later
-def ask(request: Request, spec: SignalSpec) -> Future[Answer | None]:
+def ask(request: Request, spec: SignalSpec) -> Future[Answer | Refusal | None]:
     """Remote: the teacher's encoded signal of every row; None: ask again later."""
     return _opened().put(request, spec)
 

@@ -9,7 +9,7 @@ import torch
 
 from distill_dist.models.encoder import EncoderParts
 from distill_dist.records import SignalSpec
-from distill_dist.teacher.compute import compute_signal, describe_model
+from distill_dist.teacher.compute import check_sane, compute_signal, describe_model
 from distill_dist.teacher.row_codec import RowCodec, WireTypes
 from distill_dist.teacher.wire import Request
 
@@ -25,9 +25,10 @@ class RowComputer:
         self.types, self.fingerprint = types, fingerprint
 
     def __call__(self, request: Request, spec: SignalSpec) -> list[bytes]:
-        """The encoded signal of every row."""
+        """The encoded signal of every row. Raises NotSane."""
         labels_B = None if request.labels_B is None else request.labels_B.long().to(self._device)
         signal = compute_signal(self._parts, *request.unpack(self._device), spec, labels_B=labels_B)
+        check_sane(signal)
         return self._codec(spec).encode(signal, request.lengths_B)
 
     def describe(self) -> dict[str, Any]:

@@ -88,6 +88,13 @@ class Answer:
         return [content[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Instead of an answer, from a teacher that nobody should learn from."""
+
+    reason: str
+
+
 def pack_rows(rows: Sequence[bytes]) -> Answer:
     """The inverse of :meth:`Answer.rows`."""
     sizes = torch.tensor([len(row) for row in rows])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from distill_dist.records import NoiseSpec, SignalSpec
-from distill_dist.teacher.compute import is_out_of_memory
+from distill_dist.teacher.compute import NotSane, is_out_of_memory
 from distill_dist.teacher.frames import Closed, receive, send
 from distill_dist.teacher.wire import Request
 
@@ -45,6 +45,8 @@ def _answer(
         _log.exception("rows could not be computed")
         kind = "memory" if is_out_of_memory(error) else "model"
         answer = {"error": f"{type(error).__name__}: {error}", "kind": kind}
+        if isinstance(error, NotSane):
+            return {"error": str(error), "kind": "insane"}, b""
         if "CUDA error" in str(error):
             answer["kind"] = "device"  # nothing more can be computed in this process
         return answer, b""

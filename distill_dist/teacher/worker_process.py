@@ -12,6 +12,7 @@ from typing import Any
 
 from distill_dist.errors import UserError
 from distill_dist.records import SignalSpec
+from distill_dist.teacher.compute import NotSane
 from distill_dist.teacher.frames import Closed, receive, send
 from distill_dist.teacher.wire import Request
 from distill_dist.teacher.worker import pack_question
@@ -90,7 +91,7 @@ class WorkerProcess:
         self.stop()
 
     def __call__(self, request: Request, spec: SignalSpec) -> list[bytes]:
-        """The encoded rows. Raises MemoryError, and RuntimeError with what the model raised or when nothing helps."""
+        """The encoded rows. Raises MemoryError, NotSane, and RuntimeError with what the model raised or when nothing helps."""
         lost: list[str] = []
         while len(lost) < MOST_LOST:
             try:
@@ -116,6 +117,8 @@ class WorkerProcess:
         if "error" not in header:
             ends = itertools.accumulate(header["sizes"], initial=0)
             return [body[begin:end] for begin, end in itertools.pairwise(ends)]
+        if header["kind"] == "insane":
+            raise NotSane(header["error"])
         if header["kind"] == "device":
             raise WorkerLost(header["error"])
         raise (MemoryError if header["kind"] == "memory" else RuntimeError)(header["error"])

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from distill_dist.children import child_job
 from distill_dist.records import SignalSpec
+from distill_dist.teacher.compute import NotSane
 from distill_dist.teacher.frames import send
 from distill_dist.teacher.wire import Request
 from distill_dist.teacher.worker import serve_requests
 
-DIES, STOPS, NO_MEMORY, WRONG, NO_DEVICE, ALWAYS_DIES = range(101, 107)
+DIES, STOPS, NO_MEMORY, WRONG, NO_DEVICE, ALWAYS_DIES, INSANE = range(101, 108)
 
 
 def main() -> None:
@@ -36,6 +37,8 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         if tokens & {NO_MEMORY}:
             raise MemoryError("too many rows")
+        if tokens & {INSANE}:
+            raise NotSane("its logits are not finite")
         if tokens & {WRONG}:
             raise ValueError("this row is wrong")
         if first and tokens & {NO_DEVICE}:

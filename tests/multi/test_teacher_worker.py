@@ -17,10 +17,11 @@ import torch
 from distill_dist.children import start_child
 from distill_dist.errors import UserError
 from distill_dist.records import NoiseSpec, SignalSpec
+from distill_dist.teacher.compute import NotSane
 from distill_dist.teacher.wire import Request
 from distill_dist.teacher.worker import pack_question, unpack_question
 from distill_dist.teacher.worker_process import WorkerLost, WorkerProcess
-from multi.teacher_worker_child import ALWAYS_DIES, DIES, NO_DEVICE, NO_MEMORY, STOPS, WRONG
+from multi.teacher_worker_child import ALWAYS_DIES, DIES, INSANE, NO_DEVICE, NO_MEMORY, STOPS, WRONG
 
 SPEC = SignalSpec((1, 2), cls_states=True, signal="label", noise=NoiseSpec(0.1, 2, 3))
 
@@ -87,6 +88,8 @@ def test_errors_of_the_model_keep_the_process(worker: WorkerProcess) -> None:
     worker.start()
     with pytest.raises(MemoryError, match="too many rows"):
         worker(request_of([NO_MEMORY]), SPEC)
+    with pytest.raises(NotSane, match="not finite"):
+        worker(request_of([INSANE]), SPEC)
     with pytest.raises(RuntimeError, match="ValueError: this row is wrong"):
         worker(request_of([WRONG]), SPEC)
     assert worker(request_of([5], labels=False), SPEC) == [bytes([5, 2])]

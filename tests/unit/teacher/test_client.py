@@ -315,3 +315,13 @@ def test_leases_are_renewed_until_the_release() -> None:
     assert renewed.wait(10)
     client.release(timeout_s=DEADLINE_S)
     assert ("teacher0", "release") in world.calls
+
+
+def test_a_teacher_that_says_nothing_is_the_users_error() -> None:
+    about = computer()
+    with torch.no_grad():
+        about._parts.model.get_input_embeddings().weight.fill_(float("nan"))  # type: ignore[operator]
+    with client_of({"teacher0": host_of(about=about)}) as client:
+        with pytest.raises(UserError, match=r"teacher0 cannot teach: its logits are not finite"):
+            signals_of(client)
+        assert client._hosts == ["teacher0"]
