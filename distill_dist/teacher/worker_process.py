@@ -91,7 +91,7 @@ class WorkerProcess:
         self.stop()
 
     def __call__(self, request: Request, spec: SignalSpec) -> list[bytes]:
-        """The encoded rows. Raises MemoryError, NotSane, and RuntimeError with what the model raised or when nothing helps."""
+        """The encoded rows. Raises MemoryError, NotSane, and RuntimeError: of the model, or when nothing helps."""
         lost: list[str] = []
         while len(lost) < MOST_LOST:
             try:
