@@ -55,12 +55,12 @@ def teacher() -> TeacherSignal:
     embedding, norms = unit_rows(rows(3, 4, VIEWS, 5, seed=13) * mask_BLXX())
     return TeacherSignal(
         rows(3, 2, seed=10),
-        unit_rows(rows(3, 2, 5, seed=11))[0],
-        unit_rows(rows(3, 2, VIEWS, 5, seed=12))[0],
-        embedding,
-        norms,
-        attribution(14),
-        rows(3, DRAWS, 2, seed=16),
+        cls_states_BKH=unit_rows(rows(3, 2, 5, seed=11))[0],
+        cls_gradients_BKVH=unit_rows(rows(3, 2, VIEWS, 5, seed=12))[0],
+        embedding_gradient_BLVH=embedding,
+        embedding_gradient_norm_BLV=norms,
+        attribution_BLC=attribution(14),
+        noisy_logits_BDC=rows(3, DRAWS, 2, seed=16),
     )
 
 

@@ -56,12 +56,12 @@ def teacher() -> TeacherSignal:
     embedding, norms = unit_rows(normal(B, L, 1, H, seed=13) * mask_BLXX())
     return TeacherSignal(
         normal(B, C, seed=10),
-        unit_rows(normal(B, K, H, seed=11))[0],
-        unit_rows(normal(B, K, 1, H, seed=12))[0],
-        embedding,
-        norms,
-        normal(B, L, C, seed=14),
-        normal(B, DRAWS, C, seed=15),
+        cls_states_BKH=unit_rows(normal(B, K, H, seed=11))[0],
+        cls_gradients_BKVH=unit_rows(normal(B, K, 1, H, seed=12))[0],
+        embedding_gradient_BLVH=embedding,
+        embedding_gradient_norm_BLV=norms,
+        attribution_BLC=normal(B, L, C, seed=14),
+        noisy_logits_BDC=normal(B, DRAWS, C, seed=15),
     )
 
 
