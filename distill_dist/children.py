@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_OF_THE_PARENT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 def start_child(
@@ -19,7 +20,12 @@ def start_child(
 ) -> subprocess.Popen[bytes]:
     """``python -m module`` with ``job`` for :func:`child_job`; in the main thread, with whose end it ends."""
     argument = json.dumps({**job, "parent": os.getpid()})
-    return subprocess.Popen([sys.executable, "-m", module, argument], pass_fds=tuple(pass_fds), **more)
+    # Inherited: one that comes while the child still imports would end it before child_job ignores them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_PARENT)
+    try:
+        return subprocess.Popen([sys.executable, "-m", module, argument], pass_fds=tuple(pass_fds), **more)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def child_job() -> dict[str, Any]:
@@ -31,6 +37,7 @@ def child_job() -> dict[str, Any]:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != job.pop("parent"):
         os._exit(1)  # it had ended before
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in _OF_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_PARENT)
     return job

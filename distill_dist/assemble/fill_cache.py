@@ -108,7 +108,10 @@ def _fill(cache: SignalCache, compute: RowComputer, batch: Batch, spec: SignalSp
         request.input_ids_BL, request.lengths_B, request.token_type_ids_BL, request.labels_B, context=context
     )
     request = replace(request, keys_B=tuple(keys))
-    missing = [row for row, known in enumerate(cache.get_many(keys)) if known is None]
+    known = dict(zip(keys, cache.get_many(keys), strict=True))
+    # one text may stand in several rows: it is computed and kept once
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    missing = sorted(row for key, row in first.items() if known[key] is None)
     if missing:
         asked = request.take(missing)
         cache.put_many(asked.keys_B, compute(asked, spec))

@@ -66,7 +66,7 @@ def train_student(
     teacher, world = _meet_teacher(config, place, loaded, stop)
     if place.student == 0:
         folder.describe(config_yaml=dump_config(config), deepspeed_json=loaded.deepspeed_json)
-    early = True
+    early = heard = True
     try:
         with folder.verdict(writes=place.student == 0), group.naming_the_lost():
             summary = _train(config, place, stop, folder, loaded, group, teacher)
@@ -76,12 +76,13 @@ def train_student(
         early = False
     finally:
         if teacher is not None:
-            teacher.release(timeout_s=RELEASE_S, early=early)
+            heard = teacher.release(timeout_s=RELEASE_S, early=early)
         if world is not None:
             absent = len(world.hosts) < len(place.roles.teachers)
             world.leave()
             if place.student == 0:
-                announce_over(place.store, linger=absent)
+                # a host that was killed just now is still counted among the world's
+                announce_over(place.store, linger=absent or not (heard or early))
     group.leave()
     return summary if place.student == 0 else None
 

@@ -122,16 +122,19 @@ class RemoteTeacher:
                 found[name] = self._world.call(name, host.counters).wait(self._deadline_s)
         return found
 
-    def release(self, *, timeout_s: float, early: bool = False) -> None:
+    def release(self, *, timeout_s: float, early: bool = False) -> bool:
         """See Teacher. One that does not hear it is no error: its lease will end."""
         function, arguments = (host.dismiss, ()) if early else (host.release, (self._student,))
         self._done.set()
         self._renewing.join(timeout_s)
+        heard = True
         for name in self._world.hosts:
             try:
                 self._world.call(name, function, *arguments).wait(timeout_s)
             except CallFailed as error:
+                heard = False
                 _log.warning("%s was not released: %s", name, error)
+        return heard
 
     # ------------------------------------------------------------------ asking
 
@@ -213,6 +216,9 @@ class RemoteTeacher:
                 raise UserError(f"{part.host} cannot teach: {answer.reason}")
             if answer is not None:
                 return answer
+            if patience.left() <= 0:
+                self._lose(part.host, CallFailed(f"the queue of {part.host} stayed full"))
+                return None
             time.sleep(BUSY_S)  # its queue is full
             reply = self._call(part.host, asked.request.take(part.rows), asked.spec)
         return None

@@ -118,8 +118,8 @@ class TeacherHost:
                     return False
                 self._rest_if_idle()
                 continue
-            self._computed_at = time.monotonic()
             self._answer(self._gather(first))
+            self._computed_at = time.monotonic()  # after it: a worker may have had to load its teacher first
         return True
 
     def _rest_if_idle(self) -> None:

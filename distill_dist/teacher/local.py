@@ -45,8 +45,8 @@ class Teacher(Protocol):
         """What teachers in other processes did so far, by their names."""
         ...
 
-    def release(self, *, timeout_s: float, early: bool = False) -> None:
-        """Nothing more will be asked; waits at most ``timeout_s`` for a teacher to hear it.
+    def release(self, *, timeout_s: float, early: bool = False) -> bool:
+        """Nothing more will be asked; whether every teacher heard it, for which it waits ``timeout_s`` at most.
 
         ``early``: the run stopped before its end, so no other student will ask either, alive or dead.
         """
@@ -84,8 +84,9 @@ class LocalTeacher:
         """See Teacher; there are none."""
         return {}
 
-    def release(self, *, timeout_s: float, early: bool = False) -> None:
+    def release(self, *, timeout_s: float, early: bool = False) -> bool:
         """See Teacher."""
+        return True
 
     def _compute(self, batch: Batch, spec: SignalSpec) -> TeacherSignal:
         spec = spec_of(batch, spec)

@@ -44,6 +44,7 @@ class WorkerProcess:
         self._command, self._start_s, self._deadline_s = command, start_s, deadline_s
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
+        self._taught: dict[str, Any] | None = None
         self.restarts = 0
 
     @property
@@ -52,7 +53,7 @@ class WorkerProcess:
         return None if self._process is None else self._process.pid
 
     def start(self) -> dict[str, Any]:
-        """What the worker says of its teacher once it is loaded. Raises UserError, WorkerLost."""
+        """What the worker says of its teacher once it is loaded. Raises UserError, also for another one; WorkerLost."""
         ours, theirs = socket.socketpair()
         with theirs:
             self._process, self._connection = self._command(theirs), ours
@@ -67,6 +68,13 @@ class WorkerProcess:
             self.stop()
             raise UserError(header["refused"])
         description: dict[str, Any] = header["ready"]
+        if self._taught not in (None, description):
+            self.stop()
+            # under the old teacher's keys its rows would be wrong, here and in every run that shares the cache
+            raise UserError(
+                "teacher.path holds another model than when this run began: put that one back, or start another run"
+            )
+        self._taught = description
         _log.info("worker %d has loaded its teacher", self._process.pid)
         return description
 

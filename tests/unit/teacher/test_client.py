@@ -276,6 +276,18 @@ def test_nobody_is_waited_for_when_student_0_is_gone() -> None:
         signals_of(client)
 
 
+def test_patience_ends_with_a_host_whose_queue_stays_full() -> None:
+    hosts = hosts_named(1)
+    client = remote(FakeWorld(hosts), patience_s=0.4)
+    full: Future[Any] = Future()
+    full.set_result(None)
+    hosts["teacher0"].put = lambda *_: full  # type: ignore[method-assign]
+    begin = time.monotonic()
+    with pytest.raises(TeacherLost, match="the queue of teacher0 stayed full"):
+        signals_of(client)
+    assert 0.4 <= time.monotonic() - begin < 5
+
+
 def test_patience_ends() -> None:
     hosts = hosts_named(1)
     world = FakeWorld(hosts)
@@ -294,7 +306,7 @@ def test_a_teacher_that_does_not_hear_the_release_is_no_error() -> None:
     world = FakeWorld(hosts)
     client = remote(world)
     world.dead = {"teacher0"}
-    client.release(timeout_s=DEADLINE_S)
+    assert client.release(timeout_s=DEADLINE_S) is False
     assert world.calls[-2:] == [("teacher0", "release"), ("teacher1", "release")]
     assert hosts["teacher1"].serve(should_stop=never) is True
 

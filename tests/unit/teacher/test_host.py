@@ -166,6 +166,30 @@ def test_a_host_rests_once_when_everything_is_cached(monkeypatch: pytest.MonkeyP
     assert rests == [40.0, 110.0]
 
 
+def test_a_host_whose_worker_was_slow_to_answer_does_not_rest_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, asks, rests = 0.0, 0, []
+    monkeypatch.setattr("distill_dist.teacher.host.time.monotonic", lambda: now)
+    about = computer()
+
+    def slow(request: Request, spec: SignalSpec) -> list[bytes]:
+        nonlocal now
+        now += 100.0  # its worker had to load its teacher
+        return about(request, spec)
+
+    teaching = host_of(slow, lease_s=1000.0, rest=lambda: rests.append(now), rest_after_s=25.0)
+    queued(teaching, batches()[:1])
+
+    def later() -> bool:
+        nonlocal now, asks
+        now, asks = now + 10.0, asks + 1
+        return asks > 5
+
+    assert teaching.serve(should_stop=later) is False
+    assert rests == [130.0]
+
+
 def test_remote_functions_reach_the_open_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_host", None)
     with pytest.raises(AssertionError, match="open_host comes before"):
