@@ -55,14 +55,17 @@ class Place:
 
     def join_rpc(self, *, timeout_s: float) -> RpcWorld:
         """Enter the RPC world that students and teachers share; waits at most ``timeout_s`` for the others."""
-        return RpcWorld(
-            self.store,
-            name=self.rpc_names[self.rank],
-            students=self.student_names,
-            hosts=self.teacher_names,
-            address=self.launch.master_address,
-            timeout_s=timeout_s,
-        )
+        try:
+            return RpcWorld(
+                self.store,
+                name=self.rpc_names[self.rank],
+                students=self.student_names,
+                hosts=self.teacher_names,
+                address=self.launch.master_address,
+                timeout_s=timeout_s,
+            )
+        except TimeoutError as error:
+            raise UserError(f"{error}; see their logs, or raise cluster.rendezvous_s") from error
 
     @contextmanager
     def loading(self, *, timeout_s: float) -> Iterator[None]:

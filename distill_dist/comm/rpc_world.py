@@ -15,8 +15,10 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
+from urllib.parse import parse_qsl, urlparse
 
 import torch.distributed as dist
 from torch.distributed import rpc
@@ -30,6 +32,34 @@ _log = logging.getLogger(__name__)
 WATCH_S = 0.2
 # How long the students wait for hosts that do not come: those are left out, and ask for another world when they can.
 REFORM_S = 5.0
+# How long a call waits for a world that is being formed.
+CALL_S = 1.0
+
+
+# How long members that have all come wait for each other on the way in, where one may die.
+ENTER_S = 4 * REFORM_S
+_SCHEME = "distill"
+
+
+def _rendezvous(url: str, **_: Any) -> Iterator[tuple[dist.Store, int, int]]:
+    """Torch's own for tcp:// waits 30 minutes, whatever its options say, for a member that died on the way in."""
+    place = urlparse(url)
+    query = dict(parse_qsl(place.query))
+    rank, size = int(query["rank"]), int(query["world_size"])
+    assert place.hostname is not None
+    assert place.port is not None
+    store = dist.TCPStore(
+        place.hostname,
+        place.port,
+        world_size=size,
+        is_master=rank == 0,
+        timeout=timedelta(seconds=ENTER_S),
+        wait_for_workers=False,
+    )
+    yield store, rank, size
+
+
+dist.register_rendezvous_handler(_SCHEME, _rendezvous)  # type: ignore[attr-defined]
 
 
 class CallFailed(RuntimeError):
@@ -123,14 +153,19 @@ class RpcWorld:
 
     def call(self, peer: str, function: Callable[..., Any], *args: Any) -> Reply:
         """Start ``function(*args)`` at ``peer``; the deadline is the waiter's (Reply.wait)."""
-        with self._standing:
+        # The watcher holds it while a world is formed, which may wait for a student that is dead: the caller has
+        # deadlines of its own.
+        if not self._standing.acquire(timeout=CALL_S):
+            raise WorldChanged(f"{peer} is met again in another world")
+        try:
             generation = self.generation
-            try:
-                future = rpc.rpc_async(f"{peer}-{generation}", function, args=args, timeout=0)
-            except RuntimeError as error:
-                if self.has_changed(generation):
-                    raise WorldChanged(f"{peer} is met again in another world") from error
-                raise CallFailed(f"{peer} cannot be called: {str(error).splitlines()[0]}") from error
+            future = rpc.rpc_async(f"{peer}-{generation}", function, args=args, timeout=0)
+        except RuntimeError as error:
+            if self.has_changed(generation):
+                raise WorldChanged(f"{peer} is met again in another world") from error
+            raise CallFailed(f"{peer} cannot be called: {str(error).splitlines()[0]}") from error
+        finally:
+            self._standing.release()
         return Reply(peer, future, lambda: not self.has_changed(generation))
 
     def has_changed(self, generation: int) -> bool:
@@ -190,7 +225,7 @@ class RpcWorld:
             formed = self._form(generation, deadline)
             if formed is None:
                 continue  # a later one was asked for
-            if self._name in formed["names"] and self._enter(generation, formed, deadline):
+            if self._name in formed["names"] and self._enter(generation, formed):
                 self.hosts = tuple(name for name in formed["names"] if name in self._all_hosts)
                 self.generation = generation
                 _log.info("world %d: %s", generation, ", ".join(formed["names"]))
@@ -207,6 +242,8 @@ class RpcWorld:
         while not self._store.check([key]):
             if int(self._store.add("rpc/generation", 0)) > generation:
                 return None
+            if self._leaving.is_set():
+                raise TimeoutError(f"{self._name} leaves while the world is formed")
             names = [*self._students, *self._all_hosts]
             here = [name for name in names if self._store.check([f"rpc/{generation}/here/{name}"])]
             missing = [name for name in names if name not in here]
@@ -223,14 +260,15 @@ class RpcWorld:
         found: dict[str, Any] = json.loads(self._store.get(key))
         return found
 
-    def _enter(self, generation: int, formed: dict[str, Any], deadline: float) -> bool:
+    def _enter(self, generation: int, formed: dict[str, Any]) -> bool:
         """Whether the world stands now; not when a member died on the way in."""
         # Torch counts worlds per process, and members whose counts differ wait for each other for ever; names differ
         # by generation, because torch also counts meetings by the names of those who met.
         rpc._init_counter = generation  # type: ignore[attr-defined]
+        rpc.constants.DEFAULT_PROCESS_GROUP_TIMEOUT = timedelta(seconds=ENTER_S)  # 24 days otherwise
         options = rpc.TensorPipeRpcBackendOptions(
-            init_method=f"tcp://{self._address}:{formed['port']}",
-            rpc_timeout=max(1.0, deadline - time.monotonic()) if generation == 0 else 4 * REFORM_S,
+            init_method=f"{_SCHEME}://{self._address}:{formed['port']}",
+            rpc_timeout=ENTER_S,
             num_worker_threads=4,
             # Plain sockets: the probing for InfiniBand fails on some clouds, and shared memory would leave
             # segments behind when a rank is killed.

@@ -24,8 +24,8 @@ from distill_dist.teacher.wire import Answer, Refusal, Request, pack_request
 _log = logging.getLogger(__name__)
 # A host whose queue is full is asked again after so long.
 BUSY_S = 0.02
-# How often a wait looks whether the run is to stop, and how long it then still lasts.
-LOOK_S, STOP_S = 0.5, 3.0
+# How often a wait looks whether the run is to stop, and how long it then still lasts: launchers kill after 30 s.
+LOOK_S, STOP_S = 0.5, 10.0
 
 
 class _Patience:
@@ -273,7 +273,9 @@ class RemoteTeacher:
         while not self._hosts or self._world.has_changed(self._generation):
             while not self._world.await_standing(self._generation, min(LOOK_S, max(0.0, patience.left()))):
                 if patience.left() <= 0 or self._world.is_last:
-                    number = next((n for n, name in enumerate(self._names) if name in self._last_loss), 0)
+                    number = next(
+                        (n for n, name in enumerate(self._names) if f"{name} " in self._last_loss), 0
+                    )
                     raise TeacherLost(number, self._last_loss or "no host is left")
             self._meet(patience)
 

@@ -20,6 +20,7 @@ from typing import Any
 from torch.futures import Future
 
 from distill_dist.comm.rpc_world import answered_later
+from distill_dist.errors import UserError
 from distill_dist.records import SignalSpec
 from distill_dist.teacher.compute import NotSane, is_out_of_memory
 from distill_dist.teacher.merge import micro_batches
@@ -54,7 +55,7 @@ class _Question:
 
     def fail(self, error: Exception) -> None:
         """Whatever the model raises belongs to those who asked."""
-        if isinstance(error, NotSane):
+        if isinstance(error, NotSane | UserError):
             self.answer.set_result(Refusal(str(error)))
             return
         self.answer.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ class WorkerProcess:
         self._command, self._start_s, self._deadline_s = command, start_s, deadline_s
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
-        self._taught: dict[str, Any] | None = None
+        self._fingerprint: str | None = None
         self.restarts = 0
 
     @property
@@ -68,13 +68,14 @@ class WorkerProcess:
             self.stop()
             raise UserError(header["refused"])
         description: dict[str, Any] = header["ready"]
-        if self._taught not in (None, description):
+        fingerprint = description.get("fingerprint")
+        if self._fingerprint not in (None, fingerprint):
             self.stop()
             # under the old teacher's keys its rows would be wrong, here and in every run that shares the cache
             raise UserError(
                 "teacher.path holds another model than when this run began: put that one back, or start another run"
             )
-        self._taught = description
+        self._fingerprint = fingerprint
         _log.info("worker %d has loaded its teacher", self._process.pid)
         return description
 

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import torch
+from torch.distributed import rpc
 from torch.futures import Future
 
 from distill_dist.comm.environment import LaunchEnvironment, read_environment
@@ -189,6 +190,32 @@ def loading(failing: list[int], late_s: float) -> dict[str, Any]:
 
 
 STUDENTS, HOSTS = ("student0", "student1"), ("teacher2", "teacher3")
+
+
+def dying_process() -> None:
+    """teacher3, which dies between its coming and its entering, where the others wait for it."""
+    rpc.init_rpc = lambda *_, **__: die()
+    host_process(replaces=False)
+
+
+def host_lost_on_the_way_in() -> dict[str, Any]:
+    """teacher3 dies while the first world is formed, and is replaced."""
+    launch, store = _meet()
+    if launch.rank == 3:
+        call = "from multi.comm_worker import dying_process; dying_process()"
+        first = subprocess.run([sys.executable, "-c", call], check=False)
+        return {"first": first.returncode, "ended": _start_host(replaces=True).wait()}
+    start = time.monotonic()
+    world = _world(store, f"{'student' if launch.rank < 2 else 'teacher'}{launch.rank}", STUDENTS, HOSTS)
+    found = {"seconds": time.monotonic() - start, "hosts": world.hosts}
+    if launch.rank == 0:
+        found["echo"] = [world.call(name, echo, 1).wait(30) for name in HOSTS]
+        store.set("done", "")
+        time.sleep(1)  # the store lives here
+    else:
+        store.wait(["done"])
+    world.leave()
+    return found
 
 
 def host_process(replaces: bool) -> None:

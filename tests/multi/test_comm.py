@@ -57,6 +57,15 @@ def test_the_world_is_formed_anew_for_a_host_that_replaces_a_dead_one(tmp_path):
     assert supervisor["ended"] == 0
 
 
+def test_a_host_that_dies_while_the_world_is_formed_holds_nobody(tmp_path):
+    *others, supervisor = run_ranks("multi.comm_worker:host_lost_on_the_way_in", size=4, folder=tmp_path)
+    assert supervisor == {"first": -9, "ended": 0}
+    assert others[0]["echo"] == [2, 2]
+    assert all(found["hosts"] == ["teacher2", "teacher3"] for found in others)
+    # torch's own rendezvous waits 30 minutes
+    assert all(found["seconds"] < 50 for found in others)
+
+
 def test_a_rank_that_never_comes_is_named(tmp_path):
     found = run_ranks("multi.comm_worker:rendezvous", size=3, folder=tmp_path, absent=[2], timeout_s=8)
     assert found[2] is None
