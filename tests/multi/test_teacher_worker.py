@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from tiny import environment
 
 from distill_dist.children import start_child
 from distill_dist.errors import UserError
@@ -43,7 +44,9 @@ def worker(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[WorkerPro
     def start(connection: socket.socket) -> subprocess.Popen[bytes]:
         job: dict[str, Any] = {"connection": connection.fileno(), "folder": str(tmp_path)}
         job["refuses"] = getattr(request, "param", False)
-        return start_child("multi.teacher_worker_child", job, pass_fds=(connection.fileno(),))
+        return start_child(
+            "multi.teacher_worker_child", job, pass_fds=(connection.fileno(),), env=environment()
+        )
 
     found = WorkerProcess(start, start_s=60, deadline_s=5)
     yield found
