@@ -16,6 +16,13 @@ class UserError(ValueError):
     said: bool = False
 
 
+def shared_error(reason: str, *, said: bool) -> UserError:
+    """What ends every rank for the same ``reason``; ``said``: another one prints it."""
+    error = UserError(reason)
+    error.said = said
+    return error
+
+
 class Interrupted(RuntimeError):
     """The run stopped in good order and can be resumed; the message says why.
 

@@ -10,7 +10,7 @@ import torch
 
 from distill_dist.comm.students import StudentGroup
 from distill_dist.engine import Engine
-from distill_dist.errors import Interrupted, UserError
+from distill_dist.errors import Interrupted, UserError, shared_error
 from distill_dist.objectives.objective import LossTerms
 from distill_dist.records import Step, TeacherSignal
 from distill_dist.student import StudentStep
@@ -20,8 +20,9 @@ from distill_dist.telemetry import Telemetry
 _log = logging.getLogger(__name__)
 
 # What a student says when a step opens; the largest word of all students counts.
-_GO, _STOP, _LOST = 0, 1, 2  # _LOST + number of the teacher
-_FAILED = 1 << 30  # a row of this student cannot be read: no resume mends that
+_GO, _STOP = 0, 1
+_LOST = 2  # no teacher answers
+_FAILED = 3  # a row of this student cannot be read, or no teacher has sane signals: no resume mends that
 
 StepWithSignals = tuple[Step, tuple[TeacherSignal | None, ...]]
 
@@ -44,7 +45,6 @@ class Trainer:
     open_epoch: Callable[[int], Iterator[StepWithSignals]]
     save: Callable[[int], None]
     end_epoch: Callable[[int], None]
-    teacher_names: tuple[str, ...]
     committed: tuple[Callable[[Step, list[LossTerms]], None], ...]
     seed: int
     steps_per_epoch: int
@@ -72,13 +72,14 @@ class Trainer:
 
     def _open(self, stream: Iterator[StepWithSignals], done: int, start: int) -> StepWithSignals:
         """The next step once every student holds its signals; no collective of the step ever waits for a teacher."""
-        word, lost, failed, found = _GO, None, None, None
+        word, found = _GO, None
+        ended: Exception | None = None
         try:
             found = next(stream)
         except TeacherLost as error:
-            word, lost = _LOST + error.number, error
+            word, ended = _LOST, error
         except UserError as error:
-            word, failed = _FAILED, error
+            word, ended = _FAILED, error
         if self.should_stop():
             word = max(word, _STOP)
         agreed = self.group.agree(word)
@@ -87,12 +88,12 @@ class Trainer:
             return found
         if done > start:
             self.save(done)
-        if agreed == _FAILED:
-            raise failed or _failed_elsewhere()
         if agreed == _STOP:
             raise Interrupted(f"stopped by a signal after step {done}; the same command goes on from there")
-        reason = str(lost) if lost else f"a sibling lost {self.teacher_names[agreed - _LOST]}"
-        raise Interrupted(f"stopped after step {done}: {reason}; the same command goes on from there")
+        speaker, reason = self.group.hear(str(ended) if word == agreed else None)
+        if agreed == _LOST:
+            raise Interrupted(f"stopped after step {done}: {reason}; the same command goes on from there")
+        raise shared_error(reason, said=speaker != self.group.rank)
 
     def _take(self, step: Step, signals: tuple[TeacherSignal | None, ...]) -> None:
         """One optimizer step."""
@@ -127,9 +128,3 @@ class Trainer:
         self.telemetry.step_done(sequences=step.counts.sequences, tokens=step.counts.tokens)
         if speaks:
             self.telemetry.speak(finished, learning_rate=rate, gradient_norm=norm, waited_s=self.waited_s())
-
-
-def _failed_elsewhere() -> UserError:
-    error = UserError("another student cannot go on; it says why")
-    error.said = True
-    return error

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from distill_dist.comm.students import StudentGroup
 from distill_dist.durable import is_disk_full
-from distill_dist.errors import Interrupted, UserError
+from distill_dist.errors import Interrupted, UserError, shared_error
+
+# What a student says beside "go on" (0) and "I was told to stop" (1); the largest word counts.
+_FULL, _WRONG = 2, 3  # a disk; what the user gave
 
 
 def agree_on(group: StudentGroup, failed: Exception | None, *, place: Path, stop: bool = False) -> bool:
@@ -17,17 +20,16 @@ def agree_on(group: StudentGroup, failed: Exception | None, *, place: Path, stop
     """
     if isinstance(failed, OSError) and not is_disk_full(failed):
         failed = UserError(f"{place} cannot be used: {failed}")
-    first = group.size - group.rank  # larger on the earlier student
-    word = int(stop) if failed is None else 2 if isinstance(failed, OSError) else 2 + first
+    word = int(stop) if failed is None else _FULL if isinstance(failed, OSError) else _WRONG
     agreed = group.agree(word)
-    if agreed == 2:
-        reason = "another student says why" if failed is None else str(failed)
+    if agreed < _FULL:
+        return agreed == 1
+    speaker, reason = group.hear(str(failed) if word == agreed else None)
+    if agreed == _FULL:
         raise Interrupted(f"{place} cannot be written ({reason}): make room; the same command then goes on")
-    if agreed > 2:
-        error = failed if isinstance(failed, UserError) else UserError("another student says what is wrong")
-        error.said = word != agreed
-        raise error
-    return agreed == 1
+    if failed is not None and speaker == group.rank:
+        raise failed
+    raise shared_error(reason, said=True)
 
 
 def alone(group: StudentGroup, work: Callable[[], object], *, place: Path) -> None:

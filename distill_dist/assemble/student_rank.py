@@ -167,7 +167,6 @@ def _train(
         open_epoch=epochs.open,
         save=outcome.save,
         end_epoch=outcome.end_epoch,
-        teacher_names=place.teacher_names,
         committed=(*_trace(config, folder, group, start), *((served,) if served else ())),
         seed=config.seed,
         steps_per_epoch=curriculum.steps_per_epoch,

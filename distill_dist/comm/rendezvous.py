@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed import Store as Store
 
 from distill_dist.comm.environment import LaunchEnvironment
-from distill_dist.errors import Interrupted, UserError
+from distill_dist.errors import Interrupted, UserError, shared_error
 
 # Longest that a failed rank 0 keeps the store open for the others; they may still be loading their models.
 LINGER_S = 30.0
@@ -172,9 +172,7 @@ def await_ready(store: Store, launch: LaunchEnvironment, *, timeout_s: float) ->
 
 
 def _said(reason: str) -> UserError:
-    error = UserError(f"another rank failed: {reason}")
-    error.said = True
-    return error
+    return shared_error(f"another rank failed: {reason}", said=True)
 
 
 def peers(store: Store, world_size: int) -> dict[int, tuple[str, int]]:

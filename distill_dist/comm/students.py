@@ -67,6 +67,21 @@ class StudentGroup:
             raise self.lost(error) from error
         return int(tensor.item())
 
+    def hear(self, text: str | None) -> tuple[int, str]:
+        """Who speaks first of the students that have a ``text``, and it; the same on each. Raises PeerLost.
+
+        One of them has a text at least.
+        """
+        speaker = self.size - self.agree(0 if text is None else self.size - self.rank)
+        words = text.encode() if text is not None and speaker == self.rank else b""
+        tensor = torch.zeros(self.agree(len(words)), dtype=torch.uint8)
+        tensor[: len(words)] = torch.tensor(list(words), dtype=torch.uint8)
+        try:
+            dist.broadcast(tensor, src=speaker, group=self._control)
+        except RuntimeError as error:
+            raise self.lost(error) from error
+        return speaker, bytes(tensor.tolist()).decode()
+
     def sum_(self, tensor: Tensor) -> Tensor:
         """``tensor`` becomes, in place, the sum over all students. Raises PeerLost."""
         try:

@@ -273,10 +273,7 @@ class RemoteTeacher:
         while not self._hosts or self._world.has_changed(self._generation):
             while not self._world.await_standing(self._generation, min(LOOK_S, max(0.0, patience.left()))):
                 if patience.left() <= 0 or self._world.is_last:
-                    number = next(
-                        (n for n, name in enumerate(self._names) if f"{name} " in self._last_loss), 0
-                    )
-                    raise TeacherLost(number, self._last_loss or "no host is left")
+                    raise TeacherLost(self._last_loss or "no host is left")
             self._meet(patience)
 
     def _codec(self, spec: SignalSpec) -> RowCodec:

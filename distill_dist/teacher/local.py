@@ -17,12 +17,11 @@ T = TypeVar("T")
 
 
 class TeacherLost(Interrupted):
-    """A teacher died or missed its deadline. ``number`` counts teachers from 0."""
+    """No teacher answers any more."""
 
-    def __init__(self, number: int, reason: str) -> None:
-        """Name the teacher and what happened."""
+    def __init__(self, reason: str) -> None:
+        """Say what happened."""
         super().__init__(f"lost its teacher: {reason}")
-        self.number = number
 
 
 class Teacher(Protocol):

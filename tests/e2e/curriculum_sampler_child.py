@@ -62,6 +62,11 @@ class Alone:
         """Its own word."""
         return value
 
+    def hear(self, text: str | None) -> tuple[int, str]:
+        """Its own words."""
+        assert text is not None
+        return 0, text
+
     def sum_integers(self, values: np.ndarray) -> np.ndarray:
         """Its own numbers."""
         return values

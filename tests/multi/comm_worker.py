@@ -45,6 +45,10 @@ def collectives(victim: int) -> dict[str, Any]:
     group = _group(launch, store, timeout_s=60)
     found: dict[str, Any] = {
         "agreed": [group.agree(launch.rank), group.agree(-launch.rank), group.agree(7)],
+        "heard": [
+            group.hear(text if launch.rank >= first else None)
+            for first, text in ((0, f"rank {launch.rank}"), (1, "größer"), (group.size - 1, ""))
+        ],
         "sum": group.sum_(torch.tensor([float(launch.rank), 1.0], dtype=torch.float64)).tolist(),
         "pids": {str(rank): pid for rank, (_, pid) in peers(store, launch.world_size).items()},
         "pid": os.getpid(),

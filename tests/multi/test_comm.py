@@ -16,6 +16,7 @@ def test_collectives_and_a_dead_sibling(tmp_path):
     assert second is None
     for found in (first, third):
         assert found["agreed"] == [2, 0, 7]
+        assert found["heard"] == [[0, "rank 0"], [1, "größer"], [2, ""]]
         assert found["sum"] == [3.0, 3.0]
         assert f"rank 1 (process {found['pids']['1']} on " in found["lost"]
         assert "rank 0" not in found["lost"]

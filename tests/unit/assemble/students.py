@@ -22,6 +22,10 @@ class Student:
     def agree(self, value: int) -> int:
         return max(self._gather(value))
 
+    def hear(self, text: str | None) -> tuple[int, str]:
+        said = self._gather(text)
+        return next((rank, words) for rank, words in enumerate(said) if words is not None)
+
     def sum_integers(self, values: np.ndarray) -> np.ndarray:
         return np.sum(self._gather(values), axis=0)
 
