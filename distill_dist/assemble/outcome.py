@@ -83,6 +83,15 @@ class Outcome:
         self._write(write, self.folder.checkpoints)
         self.saved_step = step
 
+    def hear_teacher(self) -> None:
+        """The frozen teacher's logits of every split, before the first step: no epoch's end has to wait for it."""
+        if self.teacher is None:
+            return
+        for name in self.scorers:
+            self._teacher_on(name)
+        if self.group.rank == 0:
+            self._counted = self.teacher.counters()
+
     def end_epoch(self, step: int) -> None:
         """Score every split; export the model where dev is the best so far."""
         if self.teacher is not None and self.group.rank == 0:
@@ -105,7 +114,8 @@ class Outcome:
         elapsed, waited = totals.elapsed_s - self._spent[0], totals.waited_s - self._spent[1]
         share = waited / (elapsed * self.group.size) if elapsed > 0 else 0.0
         report = service_report(self._counted, counted, elapsed_s=elapsed, wait_share=share)
-        self._counted, self._spent = counted, (totals.elapsed_s, totals.waited_s)
+        # one that does not answer now is still known when it comes back
+        self._counted, self._spent = {**self._counted, **counted}, (totals.elapsed_s, totals.waited_s)
         if report is not None:
             self.telemetry.write(step, report.scalars())
             _log.info("teachers: %s", report)

@@ -175,6 +175,7 @@ def _train(
         checkpoint_every=train.checkpoint_every,
     )
     try:
+        outcome.hear_teacher()
         trainer.run(start=start)
         if config.curriculum.final_snapshot and last_step % curriculum.steps_per_epoch == 0:
             curriculum.finish(last_step)

@@ -1,7 +1,8 @@
 """The process that answers students: RPC, queue and cache, and no device, so that it survives the device's faults.
 
 Its supervisor reads JSON lines from its standard output: `ready` once its worker has loaded the teacher, or `refused`;
-`alive` ever again; `left` at the end. It ends when its standard input does.
+`alive` ever again; `left` at the end, or `drifted`, and then no other host may take its place. It ends when its
+standard input does.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
 from distill_dist.run_folder import RunFolder
 from distill_dist.teacher.host import TeacherHost, open_host
+from distill_dist.teacher.sanity import Drifted
 from distill_dist.teacher.signal_cache import SignalCache
 from distill_dist.teacher.worker_process import WorkerLost, WorkerProcess
 
@@ -81,9 +83,16 @@ def main() -> None:
             description=about,
             rest=functools.partial(_rest, worker),
             rest_after_s=config.teacher.rest_after_s,
+            check=worker.check,
+            check_every_s=config.teacher.check_every_s,
+            more_counters=worker.counters,
         )
         _say(ready=True)
-        left = _serve(config, launch, job, host)
+        try:
+            left = _serve(config, launch, job, host)
+        except Drifted as error:
+            cache.discard()
+            _say_last(drifted=str(error))
     worker.stop()
     # Threads of torch's agents may still run: the interpreter's teardown would not end well (command_line.py).
     _say_last(left={"done": left, "dismissed": host.dismissed, "answered": host.answered, **host.counters()})

@@ -163,6 +163,8 @@ def _supervise(
         line = host.next_line(0.2)
         if line is not None and "left" in line:
             return _end(host, place, line["left"])
+        if line is not None and "drifted" in line:
+            return _stand_by(host, place, watch, line["drifted"], should_stop=should_stop)
         if should_stop():
             host.ask_to_end()
         if watch.has_ended():
@@ -180,6 +182,21 @@ def _supervise(
             )
         _log.warning("its host %s; starting another", reason)
         host = start(True)
+
+
+def _stand_by(
+    host: _Host, place: Place, watch: _Watch, reason: str, *, should_stop: Callable[[], bool]
+) -> None:
+    """Teach no more, but stay until the run is over: launchers kill the siblings of a process that leaves."""
+    _log.error(
+        "%s stopped, what it taught since it was last asked may be wrong: %s; the others go on",
+        place.rpc_names[place.rank], reason,
+    )  # fmt: skip
+    host.kill()
+    while not watch.has_ended():
+        if should_stop():
+            raise Interrupted(f"teacher {place.rank} left: {reason}")
+        time.sleep(0.2)
 
 
 def _end_late(host: _Host, place: Place, watch: _Watch) -> None:

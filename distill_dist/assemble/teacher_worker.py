@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 
@@ -13,13 +15,17 @@ from distill_dist.assemble.models import build_teacher
 from distill_dist.children import child_job
 from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
+from distill_dist.data.collate import collate
 from distill_dist.data.manifest import load_manifest
+from distill_dist.data.shards import open_split
 from distill_dist.errors import UserError
 from distill_dist.run_folder import RunFolder
 from distill_dist.teacher.frames import send
 from distill_dist.teacher.row_codec import WireTypes
 from distill_dist.teacher.row_computer import RowComputer
 from distill_dist.teacher.row_keys import teacher_fingerprint
+from distill_dist.teacher.sanity import PROBE_ROWS
+from distill_dist.teacher.wire import Request, pack_request
 from distill_dist.teacher.worker import SEND_S, serve_requests
 
 
@@ -39,7 +45,17 @@ def main() -> None:
     except UserError as error:
         send(connection, {"refused": str(error)}, timeout_s=SEND_S)
         return
-    serve_requests(connection, compute, compute.describe())
+    rows = probe_rows(config)
+    serve_requests(connection, compute, compute.introduce(rows), functools.partial(compute.probe, rows))
+
+
+def probe_rows(config: RunConfig) -> Request:
+    """Rows of the training data, far from each other, that tell whether a teacher is what it was (sanity.py)."""
+    manifest = load_manifest(Path(config.data.prepared))
+    split = open_split(Path(config.data.prepared), "train")
+    rows = np.unique(np.linspace(0, split.num_rows - 1, PROBE_ROWS).round().astype(np.int64))
+    batch = collate(split.read(rows), pad_token_id=manifest.pad_token_id)
+    return pack_request(batch, labels=False)
 
 
 def build_computer(config: RunConfig, device: torch.device) -> RowComputer:

@@ -85,6 +85,7 @@ RANGES: dict[str, Range] = {
     "teacher.patience_s": _SECONDS,
     "teacher.lease_s": _SECONDS,
     "teacher.rest_after_s": _SECONDS,
+    "teacher.check_every_s": _SECONDS,
     "teacher.batch_tokens": _COUNT,
     "teacher.cache_mib": Range(0, _MOST),
     "weight.kd": _SHARE,

@@ -40,6 +40,9 @@ class TeacherConfig:
     rest_after_s: float = 120.0
     """The process that runs the model ends, and frees its device, when everything was answered from the cache for so
     long; another is started when it is needed again; seconds, above 0."""
+    check_every_s: float = 300.0
+    """How often a teacher is asked about the same rows again. One that says something else than when the run began
+    teaches no more, the others go on; a process that is started again is asked at once; seconds, above 0."""
     batch_tokens: int = 4096
     """Most tokens, padding included, that a teacher process computes at once, of several students' questions; at least
     `data.max_length`. Halved for the run where memory does not suffice."""

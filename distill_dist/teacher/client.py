@@ -19,6 +19,7 @@ from distill_dist.teacher.local import T, TeacherLost, spec_of
 from distill_dist.teacher.rendezvous_hash import rank_hosts
 from distill_dist.teacher.row_codec import RowCodec, WireTypes
 from distill_dist.teacher.row_keys import row_keys, signal_context
+from distill_dist.teacher.sanity import Probe, drift
 from distill_dist.teacher.wire import Answer, Refusal, Request, pack_request
 
 _log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class RemoteTeacher:
         self._generation = -1
         self._hosts: list[str] = []  # of this generation, those that are not lost
         self._last_loss = ""
+        self._has_met = False
         self.waited_s = 0.0
         self._description: dict[str, Any] = {}
         patience = self._patience()
@@ -112,7 +114,7 @@ class RemoteTeacher:
 
     def describe(self) -> dict[str, Any]:
         """See Teacher."""
-        return {"parameters": self._description["parameters"]}
+        return {key: self._description[key] for key in ("parameters", "wire_report")}
 
     def counters(self) -> dict[str, dict[str, int]]:
         """See Teacher; of those that answer."""
@@ -251,12 +253,28 @@ class RemoteTeacher:
             except CallFailed as error:
                 self._lose(name, error)
                 continue
-            self._description = self._description or found
-            if found != self._description:
-                raise UserError(
-                    f"{name} does not teach what the others do: teacher.path must be one model on all nodes"
-                )
+            self._compare(name, found)
+        self._has_met = True
         return None
+
+    def _compare(self, name: str, found: dict[str, Any]) -> None:
+        """Raises UserError where ``name`` teaches something else than the others; it is lost if it came late."""
+        self._description = self._description or found
+        old, new = dict(self._description), dict(found)
+        before, now = Probe(**old.pop("probe")), Probe(**new.pop("probe"))
+        for about in (old, new):
+            about.pop("wire_report")  # measured, so its last digits may differ
+        if new != old:
+            raise UserError(
+                f"{name} does not teach what the others do: teacher.path must be one model on all nodes"
+            )
+        reason = drift(before, now)
+        if reason is None:
+            return
+        text = f"{name} has the model of the others, but does not say what they say: {reason}"
+        if not self._has_met:
+            raise UserError(text)  # nobody can tell which of them is right
+        self._lose(name, CallFailed(text))
 
     def _lose(self, name: str, error: CallFailed) -> None:
         if isinstance(error, WorldChanged) or self._world.has_changed(self._generation):

@@ -106,6 +106,13 @@ class DiskCache:
                 self._writer = None
         self._sealed.close()
 
+    def discard(self) -> None:
+        """Remove the open segment. Nothing is written after that; reading goes on."""
+        with self._write_lock:
+            if self._writer is not None:
+                self._try(self._writer.discard)
+        self.close()
+
     def counters(self) -> dict[str, int]:
         """COUNTERS: records read, damaged and written, segments ignored, bytes in the folder when last seen."""
         values = (self._hits, self._sealed.damaged, self._sealed.lost, self._written, self._bytes())

@@ -24,6 +24,7 @@ from distill_dist.errors import UserError
 from distill_dist.records import SignalSpec
 from distill_dist.teacher.compute import NotSane, is_out_of_memory
 from distill_dist.teacher.merge import micro_batches
+from distill_dist.teacher.sanity import Drifted
 from distill_dist.teacher.signal_cache import SignalCache
 from distill_dist.teacher.wire import Answer, Refusal, Request, join_requests, pack_rows
 
@@ -53,6 +54,11 @@ class _Question:
         """Answer it."""
         self.answer.set_result(pack_rows([self.rows[key] for key in self.request.keys_B]))
 
+    @property
+    def bytes(self) -> int:
+        """Of its answer, once it is complete."""
+        return sum(len(self.rows[key]) for key in self.request.keys_B)
+
     def fail(self, error: Exception) -> None:
         """Whatever the model raises belongs to those who asked."""
         if isinstance(error, NotSane | UserError):
@@ -76,11 +82,16 @@ class TeacherHost:
         description: dict[str, Any],
         rest: Callable[[], None] = lambda: None,
         rest_after_s: float = float("inf"),
+        check: Callable[[], None] = lambda: None,
+        check_every_s: float = float("inf"),
+        more_counters: Callable[[], dict[str, int]] = dict,
     ) -> None:
         """``compute`` gives the encoded rows of a request of at most ``batch_tokens`` tokens, padding included.
 
         ``lease_s`` is the longest silence of all students, in seconds; of ``queue_tokens`` waiting tokens on, who asks
-        is told to ask again later. ``rest`` is called when nothing had to be computed for ``rest_after_s``.
+        is told to ask again later. ``rest`` is called when nothing had to be computed for ``rest_after_s``,
+        ``check`` before what is computed after ``check_every_s``; it raises Drifted, and so does ``compute``.
+        ``more_counters`` are shown with its own.
         """
         self._compute, self._cache = compute, cache
         self._students = set(range(students))
@@ -95,6 +106,9 @@ class TeacherHost:
         self.dismissed = False
         self._rest, self._rest_after_s = rest, rest_after_s
         self._computed_at: float | None = time.monotonic()  # None: at rest
+        self._check, self._check_every_s, self._checked_at = check, check_every_s, time.monotonic()
+        self._more_counters = more_counters
+        self._most_waiting = 0
 
     @property
     def answered(self) -> int:
@@ -104,7 +118,8 @@ class TeacherHost:
     def serve(self, *, should_stop: Callable[[], bool]) -> bool:
         """Answer until done: True when every student let go, False when it leaves before that.
 
-        That is when the lease ran out, it was stopped, or a student dismissed it.
+        That is when the lease ran out, it was stopped, or a student dismissed it. Raises Drifted: then nothing that
+        it says may be used any more, and what waits is not answered.
         """
         while self._students:
             if self.dismissed:
@@ -119,7 +134,11 @@ class TeacherHost:
                     return False
                 self._rest_if_idle()
                 continue
-            self._answer(self._gather(first))
+            questions = self._gather(first)
+            if time.monotonic() - self._checked_at > self._check_every_s:
+                self._check()
+                self._checked_at = time.monotonic()
+            self._answer(questions)
             self._computed_at = time.monotonic()  # after it: a worker may have had to load its teacher first
         return True
 
@@ -165,6 +184,8 @@ class TeacherHost:
             chosen = [keys[place] for place in batch]
             try:
                 found = dict(self._rows(_request_of([wanted[key] for key in chosen]), spec))
+            except Drifted:
+                raise
             except Exception as error:  # whatever the model raises belongs to those who asked
                 _log.exception("rows could not be computed")
                 for question in asking:
@@ -175,7 +196,7 @@ class TeacherHost:
                 question.rows |= {key: found[key] for key in question.request.keys_B if key in found}
                 if not question.missing:
                     question.give()
-                    self._count(answered=1)
+                    self._count(answered=1, answered_bytes=question.bytes)
 
     def _rows(self, request: Request, spec: SignalSpec) -> Iterator[tuple[bytes, bytes]]:
         """Keys with rows, newly computed. Where memory runs out, batches are halved from then on."""
@@ -216,12 +237,13 @@ class TeacherHost:
         question.rows = {key: row for key, row in zip(request.keys_B, found, strict=True) if row is not None}
         if not question.missing:
             question.give()
-            self._count(answered=1)
+            self._count(answered=1, answered_bytes=question.bytes)
             return answer
         with self._lock:
             is_full = self._waiting_tokens > self._queue_tokens
             if not is_full:
                 self._waiting_tokens += question.tokens
+                self._most_waiting = max(self._most_waiting, self._waiting_tokens)
         if is_full:
             self._count(refused=1)
             answer.set_result(None)
@@ -230,8 +252,11 @@ class TeacherHost:
         return answer
 
     def counters(self) -> dict[str, int]:
-        """What telemetry shows of it."""
-        return {**self._counts, **self._cache.counters(), "waiting_tokens": self._waiting_tokens}
+        """What telemetry shows of it: totals since its start, and the most tokens that waited since the last call."""
+        with self._lock:
+            counts, most = dict(self._counts), self._most_waiting
+            self._most_waiting = self._waiting_tokens
+        return {**counts, **self._cache.counters(), **self._more_counters(), "waiting_tokens": most}
 
     def renew(self) -> None:
         """A student is alive, whether or not it has a question."""

@@ -10,23 +10,61 @@ Counters = Mapping[str, Mapping[str, int]]
 
 # Shares of an epoch's time between which nothing is worth a change.
 LITTLE, MUCH = 0.02, 0.8
+_SUMMED = (
+    "memory_hits", "disk_hits", "misses", "busy_ms", "restarting_ms", "real_tokens", "padded_tokens", "restarts",
+    "out_of_memory", "damaged", "answered_bytes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one host did in an epoch, or all of them together."""
+
+    rows: int  # that were asked for
+    hits: int  # of them answered from a cache
+    busy_s: float  # spent on computing
+    real_tokens: int  # computed ones
+    padded_tokens: int  # computed ones, with padding
+    restarts: int  # of the worker
+    out_of_memory: int  # batches that were halved
+    damaged: int  # rows of the disk cache that were dropped
+    bytes: int  # of answers
+    waiting_tokens: int  # the most that waited at once
+
+    def scalars(self) -> dict[str, float]:
+        """For TensorBoard; shares are 0 to 1."""
+        found = {
+            "hit_share": self.hits / self.rows if self.rows else 0.0,
+            "tokens_per_s": self.real_tokens / self.busy_s if self.busy_s else 0.0,
+            "bytes_per_row": self.bytes / self.rows if self.rows else 0.0,
+        }
+        if self.padded_tokens:
+            found["fill_share"] = self.real_tokens / self.padded_tokens
+        for name in ("restarts", "out_of_memory", "damaged", "waiting_tokens"):
+            found[name] = getattr(self, name)
+        return found
 
 
 @dataclass(frozen=True)
 class ServiceReport:
-    """Of one epoch, over all hosts; shares are 0 to 1."""
+    """Of one epoch."""
 
-    rows: int  # that were asked for
-    hit_share: float  # of them answered from a cache
-    busy_share: float  # of the hosts' time spent on computing
-    fill_share: float  # of computed tokens that were real
-    tokens_per_s: float  # real ones, computed by a host while it was busy
-    wait_share: float  # of the students' time
+    hosts: dict[str, Served]
+    all: Served
+    elapsed_s: float
+    wait_share: float  # of the students' time, 0 to 1
+
+    @property
+    def busy_share(self) -> float:
+        """Of the hosts' time, spent on computing."""
+        return min(1.0, self.all.busy_s / (self.elapsed_s * len(self.hosts)))
 
     def scalars(self) -> dict[str, float]:
-        """For TensorBoard."""
-        names = ("hit_share", "busy_share", "fill_share", "tokens_per_s")
-        return {f"teacher/{name}": getattr(self, name) for name in names}
+        """For TensorBoard: of all hosts together, and of each."""
+        found = {f"teacher/{name}": value for name, value in self.all.scalars().items()}
+        for host, served in self.hosts.items():
+            found |= {f"{host}/{name}": value for name, value in served.scalars().items()}
+        return {**found, "teacher/busy_share": self.busy_share}
 
     def advice(self) -> str:
         """What would help; one clause."""
@@ -39,9 +77,18 @@ class ServiceReport:
         return "students do not wait"
 
     def __str__(self) -> str:
+        happened = ", ".join(
+            f"{count} {words}"
+            for count, words in (
+                (self.all.restarts, "worker restart(s)"),
+                (self.all.out_of_memory, "batch(es) halved for memory"),
+                (self.all.damaged, "damaged row(s) dropped from the disk cache"),
+            )
+            if count
+        )
         return (
-            f"{self.rows} rows, {self.hit_share:.0%} cached; teachers busy {self.busy_share:.0%} of the time, students "
-            f"wait {self.wait_share:.1%}: {self.advice()}"
+            f"{self.all.rows} rows, {self.all.hits / self.all.rows:.0%} cached; teachers busy {self.busy_share:.0%} of "
+            f"the time, students wait {self.wait_share:.1%}{happened and '; '}{happened}: {self.advice()}"
         )
 
 
@@ -49,26 +96,35 @@ def service_report(
     before: Counters, now: Counters, *, elapsed_s: float, wait_share: float
 ) -> ServiceReport | None:
     """What happened between the two; None where nothing was asked."""
-    sums = {
-        name: sum(_since(before.get(host, {}), counts, name) for host, counts in now.items())
-        for name in ("memory_hits", "disk_hits", "misses", "busy_ms", "real_tokens", "padded_tokens")
+    since = {host: _since(before.get(host, {}), counts) for host, counts in now.items()}
+    hosts = {
+        host: _served(counts, now[host].get("waiting_tokens", 0)) for host, counts in sorted(since.items())
     }
-    hits = sums["memory_hits"] + sums["disk_hits"]
-    rows = hits + sums["misses"]
-    if not rows or elapsed_s <= 0:
+    total = {name: sum(counts[name] for counts in since.values()) for name in _SUMMED}
+    everything = _served(total, max((served.waiting_tokens for served in hosts.values()), default=0))
+    if not everything.rows or elapsed_s <= 0:
         return None
-    busy_s = sums["busy_ms"] / 1000
-    return ServiceReport(
-        rows=rows,
-        hit_share=hits / rows,
-        busy_share=min(1.0, busy_s / (elapsed_s * len(now))),
-        fill_share=sums["real_tokens"] / sums["padded_tokens"] if sums["padded_tokens"] else 1.0,
-        tokens_per_s=sums["real_tokens"] / busy_s if busy_s else 0.0,
-        wait_share=wait_share,
+    return ServiceReport(hosts, everything, elapsed_s, wait_share)
+
+
+def _served(counts: Mapping[str, int], waiting_tokens: int) -> Served:
+    hits = counts["memory_hits"] + counts["disk_hits"]
+    return Served(
+        rows=hits + counts["misses"],
+        hits=hits,
+        # a worker that is started again computes nothing meanwhile
+        busy_s=max(0, counts["busy_ms"] - counts["restarting_ms"]) / 1000,
+        real_tokens=counts["real_tokens"],
+        padded_tokens=counts["padded_tokens"],
+        restarts=counts["restarts"],
+        out_of_memory=counts["out_of_memory"],
+        damaged=counts["damaged"],
+        bytes=counts["answered_bytes"],
+        waiting_tokens=waiting_tokens,
     )
 
 
-def _since(before: Mapping[str, int], now: Mapping[str, int], name: str) -> int:
+def _since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
     """A host that was started again has counted less than before: all of it is new."""
-    count, old = now.get(name, 0), before.get(name, 0)
-    return count - old if count >= old else count
+    again = any(now.get(name, 0) < before.get(name, 0) for name in _SUMMED)
+    return {name: now.get(name, 0) - (0 if again else before.get(name, 0)) for name in _SUMMED}

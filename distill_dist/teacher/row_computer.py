@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from distill_dist.models.encoder import EncoderParts
-from distill_dist.records import SignalSpec
+from distill_dist.records import SignalSpec, TeacherSignal
 from distill_dist.teacher.compute import check_sane, compute_signal, describe_model
-from distill_dist.teacher.row_codec import RowCodec, WireTypes
+from distill_dist.teacher.row_codec import RowCodec, WireTypes, cosine_errors
+from distill_dist.teacher.sanity import Probe
 from distill_dist.teacher.wire import Request
 
 
@@ -26,10 +27,27 @@ class RowComputer:
 
     def __call__(self, request: Request, spec: SignalSpec) -> list[bytes]:
         """The encoded signal of every row. Raises NotSane."""
-        labels_B = None if request.labels_B is None else request.labels_B.long().to(self._device)
-        signal = compute_signal(self._parts, *request.unpack(self._device), spec, labels_B=labels_B)
+        signal = self._signal(request, spec)
         check_sane(signal)
         return self._codec(spec).encode(signal, request.lengths_B)
+
+    def probe(self, request: Request) -> Probe:
+        """What the teacher says of these rows, for sanity.py."""
+        signal = self._signal(request, self._probed)
+        norm_BLV = signal.embedding_gradient_norm_BLV
+        return Probe(
+            logits=signal.logits_BC.tolist(), saliency=[] if norm_BLV is None else norm_BLV[..., 0].tolist()
+        )
+
+    def wire_report(self, request: Request) -> dict[str, float]:
+        """What the wire's types cost on these rows: `bytes_per_row` with everything in it, and per kind the mean of
+        1 − cosine of what comes out and what went in."""
+        codec, signal = self._codec(self._probed), self._signal(request, self._probed)
+        rows = codec.encode(signal, request.lengths_B)
+        decoded = codec.decode(rows, length=request.input_ids_BL.shape[1])
+        errors = cosine_errors(signal.to("cpu"), decoded)
+        found = {name.rpartition("_")[0]: float(error.mean()) for name, error in errors.items()}
+        return {"bytes_per_row": sum(map(len, rows)) / len(rows), **found}
 
     def describe(self) -> dict[str, Any]:
         """What a student has to know to ask and to decode; hosts that teach the same say the same."""
@@ -41,6 +59,21 @@ class RowComputer:
             "embedding_size": self._parts.embedding_size,
             "wire": asdict(self.types),
         }
+
+    def introduce(self, rows: Request) -> dict[str, Any]:
+        """``describe``, with what the teacher says of ``rows`` and what they cost on the wire."""
+        about = {"probe": asdict(self.probe(rows)), "wire_report": self.wire_report(rows)}
+        return {**self.describe(), **about}
+
+    def _signal(self, request: Request, spec: SignalSpec) -> TeacherSignal:
+        labels_B = None if request.labels_B is None else request.labels_B.long().to(self._device)
+        return compute_signal(self._parts, *request.unpack(self._device), spec, labels_B=labels_B)
+
+    @property
+    def _probed(self) -> SignalSpec:
+        """Of every kind that travels; [CLS] of the last layer but one, which no method leaves out."""
+        layer = max(1, len(self._parts.layers) - 1)
+        return SignalSpec((layer,), cls_states=True, cls_gradients=True, embedding_gradient=True)
 
     @property
     def _classes(self) -> int:

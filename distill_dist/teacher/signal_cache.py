@@ -72,6 +72,11 @@ class SignalCache:
         if self._disk is not None:
             self._disk.close()
 
+    def discard(self) -> None:
+        """As ``close``, but what is not sealed yet is not kept: it came from a teacher that is not to be trusted."""
+        if self._disk is not None:
+            self._disk.discard()
+
     def counters(self) -> dict[str, int]:
         """Totals since the start, in rows: hits, misses, damaged …; and bytes kept now."""
         on_disk = dict.fromkeys(COUNTERS, 0) if self._disk is None else self._disk.counters()

@@ -13,6 +13,7 @@ import torch
 from distill_dist.records import NoiseSpec, SignalSpec
 from distill_dist.teacher.compute import NotSane, is_out_of_memory
 from distill_dist.teacher.frames import Closed, receive, send
+from distill_dist.teacher.sanity import Probe
 from distill_dist.teacher.wire import Request
 
 _log = logging.getLogger(__name__)
@@ -24,15 +25,30 @@ def serve_requests(
     connection: socket.socket,
     compute: Callable[[Request, SignalSpec], list[bytes]],
     description: dict[str, Any],
+    probe: Callable[[], Probe],
 ) -> None:
-    """Say who teaches here, then answer requests until the host closes ``connection``."""
+    """Say who teaches here, then answer requests until the host closes ``connection``.
+
+    ``description`` has an answer of ``probe`` (sanity.py), which is asked again when the host wishes.
+    """
     send(connection, {"ready": description}, timeout_s=SEND_S)
     while True:
         try:
             header, body = receive(connection, timeout_s=None)
-            send(connection, *_answer(header, body, compute), timeout_s=SEND_S)
+            if "probe" in header:
+                send(connection, _probed(probe), timeout_s=SEND_S)
+            else:
+                send(connection, *_answer(header, body, compute), timeout_s=SEND_S)
         except (Closed, TimeoutError):
             return
+
+
+def _probed(probe: Callable[[], Probe]) -> dict[str, Any]:
+    try:
+        return {"probe": asdict(probe())}
+    except Exception as error:  # as of any request: a process that cannot compute it cannot serve
+        _log.exception("the probe's rows could not be computed")
+        return _failure(error)
 
 
 def _answer(
@@ -43,14 +59,17 @@ def _answer(
         rows = compute(request, spec)
     except Exception as error:  # whatever the model raises belongs to those who asked
         _log.exception("rows could not be computed")
-        kind = "memory" if is_out_of_memory(error) else "model"
-        answer = {"error": f"{type(error).__name__}: {error}", "kind": kind}
-        if isinstance(error, NotSane):
-            return {"error": str(error), "kind": "insane"}, b""
-        if "CUDA error" in str(error):
-            answer["kind"] = "device"  # nothing more can be computed in this process
-        return answer, b""
+        return _failure(error), b""
     return {"sizes": [len(row) for row in rows]}, b"".join(rows)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    if isinstance(error, NotSane):
+        return {"error": str(error), "kind": "insane"}
+    kind = "memory" if is_out_of_memory(error) else "model"
+    if "CUDA error" in str(error):
+        kind = "device"  # nothing more can be computed in this process
+    return {"error": f"{type(error).__name__}: {error}", "kind": kind}
 
 
 def pack_question(request: Request, spec: SignalSpec) -> tuple[dict[str, Any], bytes]:

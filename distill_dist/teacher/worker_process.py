@@ -7,6 +7,7 @@ import itertools
 import logging
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from distill_dist.errors import UserError
 from distill_dist.records import SignalSpec
 from distill_dist.teacher.compute import NotSane
 from distill_dist.teacher.frames import Closed, receive, send
+from distill_dist.teacher.sanity import Drifted, Probe, drift, fault
 from distill_dist.teacher.wire import Request
 from distill_dist.teacher.worker import pack_question
 
@@ -45,7 +47,9 @@ class WorkerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._fingerprint: str | None = None
+        self._probe: Probe | None = None  # what the first worker said of the probe's rows
         self.restarts = 0
+        self.restarting_ms = 0  # spent on it while somebody waited
 
     @property
     def pid(self) -> int | None:
@@ -53,16 +57,25 @@ class WorkerProcess:
         return None if self._process is None else self._process.pid
 
     def start(self) -> dict[str, Any]:
-        """What the worker says of its teacher once it is loaded. Raises UserError, also for another one; WorkerLost."""
+        """What the worker says of its teacher once it is loaded, its answer to the probe included.
+
+        Raises UserError, also for another teacher than before; Drifted; WorkerLost.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             self._process, self._connection = self._command(theirs), ours
         try:
             header, _ = receive(ours, timeout_s=self._start_s)
-        except (Closed, TimeoutError) as error:
+        except TimeoutError as error:
+            self._kill()
+            raise WorkerLost(
+                f"the worker did not load its teacher within {self._start_s:.0f} s (cluster.collective_s)"
+            ) from error
+        except Closed as error:
+            process = self._process
             self.stop()
             raise WorkerLost(
-                f"the worker did not load its teacher within {self._start_s:.0f} s: {error}"
+                f"the worker ended with {process.returncode} while it loaded its teacher: see its log"
             ) from error
         if "refused" in header:
             self.stop()
@@ -76,8 +89,43 @@ class WorkerProcess:
                 "teacher.path holds another model than when this run began: put that one back, or start another run"
             )
         self._fingerprint = fingerprint
+        self._judge(Probe(**description["probe"]))
         _log.info("worker %d has loaded its teacher", self._process.pid)
         return description
+
+    def check(self) -> None:
+        """Ask a worker that runs about the probe's rows again; one that fails is replaced. Raises Drifted."""
+        if self._connection is None:
+            return
+        try:
+            header, _ = self._exchange({"probe": True})
+        except WorkerLost as error:
+            self._lose(error)
+            return
+        if "probe" in header:
+            self._judge(Probe(**header["probe"]))
+        elif header["kind"] == "memory":
+            _log.warning("no memory was left to ask the teacher about the probe's rows")
+        else:
+            self._lose(WorkerLost(header["error"]))
+
+    def counters(self) -> dict[str, int]:
+        """What telemetry shows of it."""
+        return {"restarts": self.restarts, "restarting_ms": self.restarting_ms}
+
+    def _judge(self, probe: Probe) -> None:
+        reason = fault(probe)
+        if self._probe is None and reason is None:
+            self._probe = probe
+            return
+        if self._probe is not None:
+            reason = reason or drift(self._probe, probe)
+        if reason is None:
+            return
+        self._kill()
+        if self._probe is None:
+            raise UserError(f"nobody can learn from the teacher: {reason}")
+        raise Drifted(f"the teacher says something else than when the run began: {reason}")
 
     def stop(self) -> None:
         """End it, and free its device; the next call starts another."""
@@ -100,34 +148,43 @@ class WorkerProcess:
         self.stop()
 
     def __call__(self, request: Request, spec: SignalSpec) -> list[bytes]:
-        """The encoded rows. Raises MemoryError, NotSane, and RuntimeError: of the model, or when nothing helps."""
+        """The encoded rows. Raises MemoryError, NotSane, Drifted; RuntimeError: of the model, or when nothing helps."""
         lost: list[str] = []
         while len(lost) < MOST_LOST:
             try:
                 if self._connection is None:
+                    begin = time.monotonic()
                     self.start()
+                    self.restarting_ms += round(1000 * (time.monotonic() - begin))
                 return self._ask(request, spec)
             except WorkerLost as error:
                 lost.append(str(error))
-                self.restarts += 1
-                _log.warning("worker lost: %s; starting another", error)
-                self._kill()
+                self._lose(error)
         raise RuntimeError(f"{MOST_LOST} workers were lost over one request: {lost[-1]}")
 
+    def _lose(self, error: WorkerLost) -> None:
+        self.restarts += 1
+        _log.warning("worker lost: %s; starting another", error)
+        self._kill()
+
     def _ask(self, request: Request, spec: SignalSpec) -> list[bytes]:
-        assert self._connection is not None
-        try:
-            send(self._connection, *pack_question(request, spec), timeout_s=self._deadline_s)
-            header, body = receive(self._connection, timeout_s=self._deadline_s)
-        except TimeoutError as error:
-            raise WorkerLost(f"no answer within {self._deadline_s:.0f} s") from error
-        except Closed as error:
-            raise WorkerLost(f"it ended ({error})") from error
+        header, body = self._exchange(*pack_question(request, spec))
         if "error" not in header:
             ends = itertools.accumulate(header["sizes"], initial=0)
             return [body[begin:end] for begin, end in itertools.pairwise(ends)]
         if header["kind"] == "insane":
+            self.check()  # whether it is the rows, or the teacher
             raise NotSane(header["error"])
         if header["kind"] == "device":
             raise WorkerLost(header["error"])
         raise (MemoryError if header["kind"] == "memory" else RuntimeError)(header["error"])
+
+    def _exchange(self, header: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]:
+        assert self._connection is not None
+        try:
+            send(self._connection, header, body, timeout_s=self._deadline_s)
+            return receive(self._connection, timeout_s=self._deadline_s)
+        except TimeoutError as error:
+            raise WorkerLost(f"no answer within {self._deadline_s:.0f} s") from error
+        except Closed as error:
+            raise WorkerLost(f"it ended ({error})") from error

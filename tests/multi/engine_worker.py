@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,6 +18,7 @@ from distill_dist.comm.rendezvous import connect_store, peers
 from distill_dist.comm.roles import assign_roles
 from distill_dist.comm.rpc_world import RpcWorld
 from distill_dist.comm.students import StudentGroup
+from distill_dist.data.collate import collate
 from distill_dist.data.loader import StepLoader
 from distill_dist.engine import Engine
 from distill_dist.models.build import load_classifier
@@ -30,6 +32,7 @@ from distill_dist.teacher.local import LocalTeacher, Teacher
 from distill_dist.teacher.row_codec import WireTypes
 from distill_dist.teacher.row_computer import RowComputer
 from distill_dist.teacher.signal_cache import SignalCache
+from distill_dist.teacher.wire import pack_request
 from multi.engine_world import (
     CASES,
     CUTS,
@@ -107,7 +110,9 @@ def _teach(parts: EncoderParts, students: int, join_rpc: Callable[[], RpcWorld])
         lease_s=10 * WAIT_S,
         batch_tokens=4096,
         queue_tokens=1 << 20,
-        description=compute.describe(),
+        description=compute.introduce(
+            pack_request(collate(make_rows().read(np.arange(4)), pad_token_id=0), labels=False)
+        ),
     )
     open_host(host)
     world = join_rpc()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from dataclasses import asdict
 from pathlib import Path
 
 from distill_dist.children import child_job
 from distill_dist.records import SignalSpec
 from distill_dist.teacher.compute import NotSane
 from distill_dist.teacher.frames import send
+from distill_dist.teacher.sanity import Probe
 from distill_dist.teacher.wire import Request
 from distill_dist.teacher.worker import serve_requests
 
@@ -51,7 +53,13 @@ def main() -> None:
             )
         ]
 
-    serve_requests(connection, compute, {"parameters": 7, "process": os.getpid()})
+    def probe() -> Probe:
+        """It says something else once the file `drifted` is there."""
+        drifted = Path(job["folder"], "drifted").exists()
+        return Probe(logits=[[0.5, -0.5 - drifted]], saliency=[[1.0, 2.0]])
+
+    about = {"parameters": 7, "process": os.getpid(), "probe": asdict(probe())}
+    serve_requests(connection, compute, about, probe)
 
 
 if __name__ == "__main__":

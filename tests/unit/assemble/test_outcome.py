@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from config.trees import good_with
@@ -86,6 +87,33 @@ def test_a_full_disk_stops_all_students_in_good_order(
 def test_a_sibling_writes_nothing(tmp_path: Path) -> None:
     outcome(tmp_path, Group(1)).save(20)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_teacher_is_heard_before_the_first_step_and_not_at_an_epochs_end(tmp_path: Path) -> None:
+    """An epoch's end that waited for a teacher would lose the epoch when the run is stopped meanwhile."""
+    asked: list[str] = []
+    logits = np.zeros((2, 2))
+
+    def scorer(name: str) -> Any:
+        def logits_NC(source: Any) -> Any:
+            asked.append(f"{source.name} {name}")
+            return logits
+
+        return SimpleNamespace(logits_NC=logits_NC, metrics=lambda logits_NC: {"accuracy": 0.5})
+
+    teacher: Any = SimpleNamespace(name="teacher", counters=lambda: {"teacher2": {"misses": 9}})
+    engine: Any = SimpleNamespace(module=torch.nn.Identity())
+    target = replace(
+        outcome(tmp_path, Group(0)), teacher=teacher, student=SimpleNamespace(name="student"), engine=engine,
+        scorers={name: scorer(name) for name in ("dev", "test")},
+    )  # fmt: skip
+    target.hear_teacher()
+    assert asked == ["teacher dev", "teacher test"]
+    assert target._counted == {"teacher2": {"misses": 9}}
+    asked.clear()
+    for name in ("dev", "test"):
+        assert target._score(name)["ll"] == 1.0
+    assert asked == ["student dev", "student test"]
 
 
 def ended(folder: RunFolder, totals: Totals, curriculum: dict[str, Any] | None) -> Any:

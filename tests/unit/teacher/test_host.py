@@ -10,8 +10,10 @@ import torch
 
 from distill_dist.records import SignalSpec
 from distill_dist.teacher import host
+from distill_dist.teacher.sanity import Drifted
 from distill_dist.teacher.wire import Request, pack_request
 from teacher.service_cases import (
+    PROBE,
     SPEC,
     batches,
     computer,
@@ -190,13 +192,44 @@ def test_a_host_whose_worker_was_slow_to_answer_does_not_rest_at_once(
     assert rests == [130.0]
 
 
+@pytest.mark.parametrize("found_by", ["check", "compute"])
+def test_a_teacher_that_drifted_answers_nobody(found_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(host.time, "monotonic", lambda: now)
+    asked: list[float] = []
+    about = computer()
+
+    def check() -> None:
+        asked.append(now)
+        if len(asked) == 2 and found_by == "check":
+            raise Drifted("its logits differ")
+
+    def compute(request: Request, spec: SignalSpec) -> list[bytes]:
+        if len(asked) == 2 and found_by == "compute":
+            raise Drifted("its logits differ")
+        return about(request, spec)
+
+    teaching = host_of(compute, lease_s=1000.0, cache_bytes=0, check=check, check_every_s=30.0)
+    for seconds, checks in ((100.0, 0), (129.0, 0), (131.0, 1), (160.0, 1)):
+        now = seconds
+        (answer,) = queued(teaching, batches()[:1])
+        serve_once(teaching)
+        assert answer.done()
+        assert len(asked) == checks
+    now = 162.0
+    (waiting,) = queued(teaching, batches()[:1])
+    with pytest.raises(Drifted):
+        teaching.serve(should_stop=never)
+    assert not waiting.done()
+
+
 def test_remote_functions_reach_the_open_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_host", None)
     with pytest.raises(AssertionError, match="open_host comes before"):
         host.renew()
     teaching = host_of(students=1)
     host.open_host(teaching)
-    assert host.describe() == computer().describe()
+    assert host.describe() == computer().introduce(PROBE)
     request = replace(pack_request(batches()[0], labels=True), keys_B=(bytes(16),))
     answer = host.ask(request, SPEC)
     assert not answer.done()

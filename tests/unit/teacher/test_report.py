@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from distill_dist.teacher.report import ServiceReport, service_report
+from distill_dist.teacher.report import Served, ServiceReport, service_report
 
 BEFORE = {
     "teacher2": {"memory_hits": 10, "misses": 30, "busy_ms": 500, "real_tokens": 100, "padded_tokens": 120}
 }
 NOW = {
     "teacher2": {
-        "memory_hits": 70, "disk_hits": 10, "misses": 60, "busy_ms": 4500, "real_tokens": 900, "padded_tokens": 1120,
+        "memory_hits": 70, "disk_hits": 10, "misses": 60, "busy_ms": 5500, "real_tokens": 900, "padded_tokens": 1120,
+        "restarts": 2, "restarting_ms": 1000, "out_of_memory": 1, "damaged": 3, "waiting_tokens": 70,
+        "answered_bytes": 5000,
     },
     "teacher3": {"memory_hits": 0, "misses": 100, "busy_ms": 4000, "real_tokens": 800, "padded_tokens": 1000},
 }  # fmt: skip
@@ -20,20 +22,27 @@ NOW = {
 def test_counts_are_since_the_last_report_and_over_all_hosts() -> None:
     found = service_report(BEFORE, NOW, elapsed_s=10.0, wait_share=0.1)
     assert found is not None
-    assert found.rows == 60 + 10 + 30 + 100
-    assert found.hit_share == pytest.approx(70 / 200)
+    assert found.all.rows == 60 + 10 + 30 + 100
     assert found.busy_share == pytest.approx(8.0 / 20.0)
-    assert found.fill_share == pytest.approx(1600 / 2000)
-    assert found.tokens_per_s == pytest.approx(1600 / 8.0)
-    assert "200 rows, 35% cached" in str(found)
-    assert found.scalars()["teacher/busy_share"] == found.busy_share
+    scalars = found.scalars()
+    assert scalars["teacher/hit_share"] == pytest.approx(70 / 200)
+    assert scalars["teacher/fill_share"] == pytest.approx(1600 / 2000)
+    assert scalars["teacher/tokens_per_s"] == pytest.approx(1600 / 8.0)
+    assert scalars["teacher/bytes_per_row"] == 5000 / 200
+    assert scalars["teacher/busy_share"] == found.busy_share
+    assert scalars["teacher2/tokens_per_s"] == pytest.approx(800 / 4.0)
+    assert scalars["teacher2/waiting_tokens"] == scalars["teacher/waiting_tokens"] == 70
+    assert scalars["teacher3/hit_share"] == 0
+    text = "200 rows, 35% cached; teachers busy 40% of the time, students wait 10.0%; 2 worker restart(s), 1 batch(es)"
+    assert str(found).startswith(text)
 
 
 def test_a_host_that_was_started_again_counts_from_nothing() -> None:
     again = {"teacher2": {**BEFORE["teacher2"], "misses": 7, "memory_hits": 0}}
     found = service_report(BEFORE, again, elapsed_s=1.0, wait_share=0.0)
     assert found is not None
-    assert found.rows == 7
+    assert found.all.rows == 7
+    assert found.hosts["teacher2"].busy_s == 0.5
 
 
 def test_nothing_asked_nothing_said() -> None:
@@ -51,5 +60,6 @@ def test_nothing_asked_nothing_said() -> None:
     ],
 )
 def test_advice(wait: float, busy: float, words: str) -> None:
-    report = ServiceReport(10, 0.0, busy, 1.0, 1.0, wait)
-    assert words in report.advice()
+    served = Served(10, 0, busy * 7.0, 5, 5, 0, 0, 0, 0, 0)
+    report = ServiceReport({"teacher2": served}, served, 7.0, wait)
+    assert words in str(report)
