@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,9 @@ from distill_dist.data.shards import open_split
 from distill_dist.errors import UserError
 from distill_dist.evaluation.split import LOGITS, SALIENCY
 from distill_dist.records import Batch, SignalSpec
+from distill_dist.teacher.cached import cached_rows, keyed_request
 from distill_dist.teacher.row_computer import RowComputer
-from distill_dist.teacher.row_keys import row_keys, signal_context
 from distill_dist.teacher.signal_cache import SignalCache
-from distill_dist.teacher.wire import pack_request
 
 _log = logging.getLogger(__name__)
 # Rows that are grouped by length together.
@@ -50,6 +48,10 @@ def fill_cache(config: RunConfig, progress: Callable[[str], None]) -> dict[str, 
     begin = time.monotonic()
     found = {"rows": 0, "cached": 0}
     with contextlib.closing(SignalCache(0, Path(config.teacher.cache_dir), context=context)) as cache:
+        if not cache.can_write:
+            raise UserError(
+                f"teacher.cache_dir={config.teacher.cache_dir} cannot be written: see the warning above"
+            )
         for split, spec in _questions(config, manifest):
             for batch in _batches(config, manifest, split, launch):
                 rows, cached = _fill(cache, compute, batch, spec)
@@ -102,17 +104,6 @@ def _batches(config: RunConfig, manifest: Manifest, split: str, launch: LaunchEn
 
 def _fill(cache: SignalCache, compute: RowComputer, batch: Batch, spec: SignalSpec) -> tuple[int, int]:
     """(rows of ``batch``, of them in the cache already); the others are computed and kept."""
-    request = pack_request(batch, labels=spec.needs_labels)
-    context = signal_context(compute.fingerprint, spec, compute.types)
-    keys = row_keys(
-        request.input_ids_BL, request.lengths_B, request.token_type_ids_BL, request.labels_B, context=context
-    )
-    request = replace(request, keys_B=tuple(keys))
-    known = dict(zip(keys, cache.get_many(keys), strict=True))
-    # one text may stand in several rows: it is computed and kept once
-    first = {key: row for row, key in reversed(list(enumerate(keys)))}
-    missing = sorted(row for key, row in first.items() if known[key] is None)
-    if missing:
-        asked = request.take(missing)
-        cache.put_many(asked.keys_B, compute(asked, spec))
-    return len(keys), len(keys) - len(missing)
+    request = keyed_request(batch, spec, fingerprint=compute.fingerprint, types=compute.types)
+    _, computed = cached_rows(request, spec, cache, compute)
+    return len(request.keys_B), len(request.keys_B) - computed

@@ -12,6 +12,7 @@ import torch
 from distill_dist.assemble.alignment import copied_for_probe, describe_alignment, run_probe
 from distill_dist.assemble.curriculum import Curriculum
 from distill_dist.assemble.loading import Loaded, load
+from distill_dist.assemble.meet_teacher import meet_teacher
 from distill_dist.assemble.outcome import Outcome
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.route import ChosenRoute, choose_route
@@ -25,7 +26,6 @@ from distill_dist.assemble.training_rows import (
 )
 from distill_dist.comm.environment import prepare_environment
 from distill_dist.comm.rendezvous import announce_over, peers
-from distill_dist.comm.rpc_world import RpcWorld
 from distill_dist.comm.students import StudentGroup
 from distill_dist.config.deepspeed_json import zero_stage
 from distill_dist.config.load import dump_config
@@ -40,7 +40,6 @@ from distill_dist.run_folder import RunFolder
 from distill_dist.schedule import learning_rate
 from distill_dist.stop_signal import StopSignal
 from distill_dist.student import StudentStep
-from distill_dist.teacher.client import RemoteTeacher
 from distill_dist.teacher.local import LocalTeacher, Teacher
 from distill_dist.telemetry import Telemetry
 from distill_dist.trace import Trace
@@ -63,7 +62,7 @@ def train_student(
             folder.refuse(error)
         raise
     group = _join(config, place)
-    teacher, world = _meet_teacher(config, place, loaded, stop)
+    teacher, world = meet_teacher(config, place, loaded, stop)
     if place.student == 0:
         folder.describe(config_yaml=dump_config(config), deepspeed_json=loaded.deepspeed_json)
     early = heard = True
@@ -100,26 +99,6 @@ def _join(config: RunConfig, place: Place) -> StudentGroup:
         backend="gloo" if place.device.type == "cpu" else "nccl",
         timeout_s=config.cluster.collective_s,
     )
-
-
-def _meet_teacher(
-    config: RunConfig, place: Place, loaded: Loaded, stop: StopSignal
-) -> tuple[Teacher | None, RpcWorld | None]:
-    if loaded.local_teacher is not None:
-        return LocalTeacher(loaded.local_teacher, place.device), None
-    if not place.roles.teachers:
-        return None, None
-    world = place.join_rpc(timeout_s=config.cluster.rendezvous_s)
-    teacher = RemoteTeacher(
-        world,
-        names=place.teacher_names,
-        student=place.student,
-        deadline_s=config.teacher.deadline_s,
-        patience_s=config.teacher.patience_s,
-        lease_s=config.teacher.lease_s,
-        should_stop=stop.asked,
-    )
-    return teacher, world
 
 
 def _train(

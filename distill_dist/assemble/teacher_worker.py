@@ -16,9 +16,10 @@ from distill_dist.children import child_job
 from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.collate import collate
-from distill_dist.data.manifest import load_manifest
+from distill_dist.data.manifest import Manifest, load_manifest
 from distill_dist.data.shards import open_split
 from distill_dist.errors import UserError
+from distill_dist.models.encoder import EncoderParts
 from distill_dist.run_folder import RunFolder
 from distill_dist.teacher.frames import send
 from distill_dist.teacher.row_codec import WireTypes
@@ -60,8 +61,15 @@ def probe_rows(config: RunConfig) -> Request:
 
 def build_computer(config: RunConfig, device: torch.device) -> RowComputer:
     """The run's teacher on ``device``, behind rows. Raises UserError."""
-    manifest, wire = load_manifest(Path(config.data.prepared)), config.teacher.wire
-    parts = build_teacher(config, manifest, device)
+    manifest = load_manifest(Path(config.data.prepared))
+    return computer_of(config, manifest, build_teacher(config, manifest, device), device)
+
+
+def computer_of(
+    config: RunConfig, manifest: Manifest, parts: EncoderParts, device: torch.device
+) -> RowComputer:
+    """A teacher that is on ``device`` already, behind rows."""
+    wire = config.teacher.wire
     return RowComputer(
         parts,
         device,

@@ -18,8 +18,9 @@ def check_teacher(config: RunConfig) -> Iterator[str]:
     if teacher.batch_tokens < longest:
         text = f"one row must fit: at least data.max_length = {longest}"
         yield describe_problem(config, "teacher.batch_tokens", text)
-    if not config.cluster.teachers:
-        reason = "belongs to teacher processes, and cluster.teachers=0 has none: leave it away, or start some"
-        for key, is_set in (("wire", teacher.wire != WireConfig()), ("cache_dir", bool(teacher.cache_dir))):
-            if is_set:
-                yield describe_problem(config, f"teacher.{key}", reason)
+    if not config.cluster.teachers and not teacher.cache_dir and teacher.wire != WireConfig():
+        reason = (
+            "says how signals travel and are cached, and with cluster.teachers=0 and no teacher.cache_dir they do "
+            "neither: leave it away, or set one of these"
+        )
+        yield describe_problem(config, "teacher.wire", reason)

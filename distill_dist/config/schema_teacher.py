@@ -47,8 +47,9 @@ class TeacherConfig:
     """Most tokens, padding included, that a teacher process computes at once, of several students' questions; at least
     `data.max_length`. Halved for the run where memory does not suffice."""
     cache_mib: int = 1024
-    """Memory in which a teacher process keeps signals that were asked for once; MiB, 0: none."""
+    """Memory in which a teacher process keeps signals that were asked for once; MiB, 0: none. A teacher in the
+    students' own processes keeps some where there is a `cache_dir`."""
     cache_dir: str = ""
-    """Folder in which teacher processes keep signals on disk, for this run and others with the same teacher; may be
-    shared by nodes and runs. Empty: none."""
+    """Folder in which signals are kept on disk, for this run and others with the same teacher; may be shared by nodes
+    and runs. Empty: none."""
     wire: WireConfig = field(default_factory=WireConfig)

@@ -8,19 +8,19 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from distill_dist.comm.rpc_world import CallFailed, Reply, RpcWorld, WorldChanged
 from distill_dist.errors import UserError
 from distill_dist.records import Batch, SignalSpec, TeacherSignal
 from distill_dist.teacher import host
+from distill_dist.teacher.cached import keyed_request
 from distill_dist.teacher.local import T, TeacherLost, spec_of
 from distill_dist.teacher.rendezvous_hash import rank_hosts
 from distill_dist.teacher.row_codec import RowCodec, WireTypes
-from distill_dist.teacher.row_keys import row_keys, signal_context
 from distill_dist.teacher.sanity import Probe, drift
-from distill_dist.teacher.wire import Answer, Refusal, Request, pack_request
+from distill_dist.teacher.wire import Answer, Refusal, Request
 
 _log = logging.getLogger(__name__)
 # A host whose queue is full is asked again after so long.
@@ -144,17 +144,8 @@ class RemoteTeacher:
         if self._world.generation != self._generation:
             self._meet(self._patience())
         spec = spec_of(batch, spec)
-        context = signal_context(self._description["fingerprint"], spec, self._types)
-        request = pack_request(batch, labels=spec.needs_labels)
-        keys = row_keys(
-            request.input_ids_BL,
-            request.lengths_B,
-            request.token_type_ids_BL,
-            request.labels_B,
-            context=context,
-        )
-        request = replace(request, keys_B=tuple(keys))
-        return _Asked(batch, spec, request, self._parts(request, range(len(keys)), spec))
+        request = keyed_request(batch, spec, fingerprint=self._description["fingerprint"], types=self._types)
+        return _Asked(batch, spec, request, self._parts(request, range(len(request.keys_B)), spec))
 
     @property
     def _types(self) -> WireTypes:

@@ -92,6 +92,11 @@ class DiskCache:
             for key, row in zip(keys, rows, strict=True):
                 self._try(self._put, key, row)
 
+    @property
+    def can_write(self) -> bool:
+        """False once something could not be written, or when it is closed."""
+        return self._can_write
+
     def refresh(self) -> None:
         """Look for segments that others sealed, now."""
         self._sealed.refresh(force=True)

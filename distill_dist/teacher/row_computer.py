@@ -29,7 +29,7 @@ class RowComputer:
         """The encoded signal of every row. Raises NotSane."""
         signal = self._signal(request, spec)
         check_sane(signal)
-        return self._codec(spec).encode(signal, request.lengths_B)
+        return self.codec(spec).encode(signal, request.lengths_B)
 
     def probe(self, request: Request) -> Probe:
         """What the teacher says of these rows, for sanity.py."""
@@ -42,7 +42,7 @@ class RowComputer:
     def wire_report(self, request: Request) -> dict[str, float]:
         """What the wire's types cost on these rows: `bytes_per_row` with everything in it, and per kind the mean of
         1 − cosine of what comes out and what went in."""
-        codec, signal = self._codec(self._probed), self._signal(request, self._probed)
+        codec, signal = self.codec(self._probed), self._signal(request, self._probed)
         rows = codec.encode(signal, request.lengths_B)
         decoded = codec.decode(rows, length=request.input_ids_BL.shape[1])
         errors = cosine_errors(signal.to("cpu"), decoded)
@@ -80,6 +80,7 @@ class RowComputer:
         config: Any = self._parts.model.config
         return int(config.num_labels)
 
-    def _codec(self, spec: SignalSpec) -> RowCodec:
+    def codec(self, spec: SignalSpec) -> RowCodec:
+        """Of this teacher's rows."""
         parts = self._parts
         return RowCodec(spec, self._classes, parts.hidden_size, parts.embedding_size, self.types)

@@ -62,6 +62,11 @@ class SignalCache:
         if self._disk is not None:
             self._disk.put_many(keys, rows)
 
+    @property
+    def can_write(self) -> bool:
+        """Whether rows still reach the disk; False without one."""
+        return self._disk is not None and self._disk.can_write
+
     def refresh(self) -> None:
         """Look for what others sealed, now instead of within ``refresh_every_s``."""
         if self._disk is not None:

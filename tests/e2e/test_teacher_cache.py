@@ -49,6 +49,12 @@ def test_a_filled_cache_teaches_and_what_is_damaged_is_computed_again(
     assert counters["computed_rows"] == 1
     assert counters["disk_hits"] == 519
     assert counters["memory_hits"] > 400, "the second epoch"
+    alone = arguments_of(world, tmp_path / "alone", cached[0], "cluster.teachers=0")
+    with running(start_ranks(alone, size=2, logs=tmp_path / "logs-alone")) as ranks:
+        assert ranks.wait() == [0, 0], ranks.text()
+        log = ranks.text()
+    assert_same_run(tmp_path / "alone", reference.run_dir)
+    assert re.findall(r"teachers: \d+ rows, (\d+)% cached", log) == ["100", "100"]
 
 
 def test_without_a_folder_there_is_nothing_to_fill(world: World, tmp_path: Path) -> None:

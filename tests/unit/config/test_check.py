@@ -199,16 +199,10 @@ BAD_PAIRS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
         {"teacher.batch_tokens": 128},
     ),
     (
-        {"teacher.cache_dir": "cache", "cluster.teachers": 0},
-        "teacher.cache_dir",
-        "has none",
-        {"cluster.teachers": 1},
-    ),
-    (
         {"teacher.wire.states": "int8", "cluster.teachers": 0},
         "teacher.wire",
-        "has none",
-        {"teacher.wire.states": "fp32"},
+        "no teacher.cache_dir",
+        {"teacher.cache_dir": "cache"},
     ),
     ({"method": "finetune", "cluster.teachers": 1}, "cluster.teachers", "finetune", {"cluster.teachers": 0}),
 ]

@@ -1,0 +1,53 @@
+"""Where a student's signals come from: teachers in other processes, or one in its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distill_dist.assemble.loading import Loaded
+from distill_dist.assemble.place import Place
+from distill_dist.assemble.teacher_worker import computer_of
+from distill_dist.comm.rpc_world import RpcWorld
+from distill_dist.config.schema import RunConfig
+from distill_dist.models.encoder import EncoderParts
+from distill_dist.stop_signal import StopSignal
+from distill_dist.teacher.cached import CachedTeacher
+from distill_dist.teacher.client import RemoteTeacher
+from distill_dist.teacher.local import LocalTeacher, Teacher
+from distill_dist.teacher.signal_cache import SignalCache
+
+
+def meet_teacher(
+    config: RunConfig, place: Place, loaded: Loaded, stop: StopSignal
+) -> tuple[Teacher | None, RpcWorld | None]:
+    """The run's teacher, and the world in which it is met where that is another process; None without one.
+
+    Raises UserError, TeacherLost.
+    """
+    if loaded.local_teacher is not None:
+        return _teacher_here(config, place, loaded, loaded.local_teacher), None
+    if not place.roles.teachers:
+        return None, None
+    world = place.join_rpc(timeout_s=config.cluster.rendezvous_s)
+    teacher = RemoteTeacher(
+        world,
+        names=place.teacher_names,
+        student=place.student,
+        deadline_s=config.teacher.deadline_s,
+        patience_s=config.teacher.patience_s,
+        lease_s=config.teacher.lease_s,
+        should_stop=stop.asked,
+    )
+    return teacher, world
+
+
+def _teacher_here(config: RunConfig, place: Place, loaded: Loaded, parts: EncoderParts) -> Teacher:
+    if not config.teacher.cache_dir:
+        return LocalTeacher(parts, place.device)
+    compute = computer_of(config, loaded.manifest, parts, place.device)
+    cache = SignalCache(
+        config.teacher.cache_mib << 20,
+        Path(config.teacher.cache_dir),
+        context=bytes.fromhex(compute.fingerprint),
+    )
+    return CachedTeacher(compute, cache)
