@@ -15,6 +15,7 @@ import numpy as np
 from distill_dist.assemble.device import pick_device
 from distill_dist.assemble.models import build_student, check_prepared, teacher_shape
 from distill_dist.assemble.objective import build_objective
+from distill_dist.assemble.signal_cache_of_run import signal_cache
 from distill_dist.assemble.teacher_worker import build_computer
 from distill_dist.comm.environment import LaunchEnvironment, read_environment
 from distill_dist.config.schema import RunConfig
@@ -44,10 +45,9 @@ def fill_cache(config: RunConfig, progress: Callable[[str], None]) -> dict[str, 
     manifest = load_manifest(Path(config.data.prepared))
     check_prepared(config, manifest)
     compute = build_computer(config, pick_device(config.cluster.device, launch.local_rank))
-    context = bytes.fromhex(compute.fingerprint)
     begin = time.monotonic()
     found = {"rows": 0, "cached": 0}
-    with contextlib.closing(SignalCache(0, Path(config.teacher.cache_dir), context=context)) as cache:
+    with contextlib.closing(signal_cache(config.teacher, compute.fingerprint, in_memory=False)) as cache:
         if not cache.can_write:
             raise UserError(
                 f"teacher.cache_dir={config.teacher.cache_dir} cannot be written: see the warning above"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from distill_dist.assemble.loading import Loaded
 from distill_dist.assemble.place import Place
+from distill_dist.assemble.signal_cache_of_run import signal_cache
 from distill_dist.assemble.teacher_worker import computer_of
 from distill_dist.comm.rpc_world import RpcWorld
 from distill_dist.config.schema import RunConfig
@@ -14,7 +13,6 @@ from distill_dist.stop_signal import StopSignal
 from distill_dist.teacher.cached import CachedTeacher
 from distill_dist.teacher.client import RemoteTeacher
 from distill_dist.teacher.local import LocalTeacher, Teacher
-from distill_dist.teacher.signal_cache import SignalCache
 
 
 def meet_teacher(
@@ -45,9 +43,4 @@ def _teacher_here(config: RunConfig, place: Place, loaded: Loaded, parts: Encode
     if not config.teacher.cache_dir:
         return LocalTeacher(parts, place.device)
     compute = computer_of(config, loaded.manifest, parts, place.device)
-    cache = SignalCache(
-        config.teacher.cache_mib << 20,
-        Path(config.teacher.cache_dir),
-        context=bytes.fromhex(compute.fingerprint),
-    )
-    return CachedTeacher(compute, cache)
+    return CachedTeacher(compute, signal_cache(config.teacher, compute.fingerprint))

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from distill_dist.assemble.signal_cache_of_run import signal_cache
 from distill_dist.children import child_job, start_child
 from distill_dist.comm.environment import LaunchEnvironment, pin_interface
 from distill_dist.comm.rendezvous import reach_store
@@ -31,7 +32,6 @@ from distill_dist.errors import UserError
 from distill_dist.run_folder import RunFolder
 from distill_dist.teacher.host import TeacherHost, open_host
 from distill_dist.teacher.sanity import Drifted
-from distill_dist.teacher.signal_cache import SignalCache
 from distill_dist.teacher.worker_process import WorkerLost, WorkerProcess
 
 _log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def main() -> None:
     except (UserError, WorkerLost) as error:
         _say(refused=str(error))
         return
-    with contextlib.closing(_signal_cache(config, about["fingerprint"])) as cache:
+    with contextlib.closing(signal_cache(config.teacher, about["fingerprint"])) as cache:
         host = TeacherHost(
             worker,
             cache,
@@ -144,13 +144,6 @@ def _say(**line: Any) -> None:
 def _say_last(**line: Any) -> NoReturn:
     _say(**line)
     os._exit(0)
-
-
-def _signal_cache(config: RunConfig, fingerprint: str) -> SignalCache:
-    folder = config.teacher.cache_dir
-    return SignalCache(
-        config.teacher.cache_mib << 20, Path(folder) if folder else None, context=bytes.fromhex(fingerprint)
-    )
 
 
 def _start_worker(

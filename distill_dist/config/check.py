@@ -88,6 +88,7 @@ RANGES: dict[str, Range] = {
     "teacher.check_every_s": _SECONDS,
     "teacher.batch_tokens": _COUNT,
     "teacher.cache_mib": Range(0, _MOST),
+    "teacher.cache_dir_mib": Range(0, _MOST),
     "weight.kd": _SHARE,
     "weight.patience": Range(0),
     "weight.gradient": Range(0),

@@ -18,6 +18,9 @@ def check_teacher(config: RunConfig) -> Iterator[str]:
     if teacher.batch_tokens < longest:
         text = f"one row must fit: at least data.max_length = {longest}"
         yield describe_problem(config, "teacher.batch_tokens", text)
+    if teacher.cache_dir_mib and not teacher.cache_dir:
+        text = "limits teacher.cache_dir, and there is none: name one, or leave it away"
+        yield describe_problem(config, "teacher.cache_dir_mib", text)
     if not config.cluster.teachers and not teacher.cache_dir and teacher.wire != WireConfig():
         reason = (
             "says how signals travel and are cached, and with cluster.teachers=0 and no teacher.cache_dir they do "

@@ -52,4 +52,6 @@ class TeacherConfig:
     cache_dir: str = ""
     """Folder in which signals are kept on disk, for this run and others with the same teacher; may be shared by nodes
     and runs. Empty: none."""
+    cache_dir_mib: int = 0
+    """Nothing more is written to `cache_dir` once it holds so much, of whatever teacher; MiB, 0: no limit."""
     wire: WireConfig = field(default_factory=WireConfig)

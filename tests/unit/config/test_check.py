@@ -198,6 +198,7 @@ BAD_PAIRS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
         "data.max_length = 128",
         {"teacher.batch_tokens": 128},
     ),
+    ({"teacher.cache_dir_mib": 5}, "teacher.cache_dir_mib", "there is none", {"teacher.cache_dir": "cache"}),
     (
         {"teacher.wire.states": "int8", "cluster.teachers": 0},
         "teacher.wire",
