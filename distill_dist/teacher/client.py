@@ -20,7 +20,7 @@ from distill_dist.teacher.local import T, TeacherLost, spec_of
 from distill_dist.teacher.rendezvous_hash import rank_hosts
 from distill_dist.teacher.row_codec import RowCodec, WireTypes
 from distill_dist.teacher.sanity import Probe, drift
-from distill_dist.teacher.wire import Answer, Refusal, Request
+from distill_dist.teacher.wire import Answer, Failure, Reaction, Refusal, Request
 
 _log = logging.getLogger(__name__)
 # A host whose queue is full is asked again after so long.
@@ -50,6 +50,7 @@ class _Part:
     host: str
     rows: list[int]
     reply: Reply | None  # None: the call itself failed
+    unable: frozenset[str]  # hosts that could not compute these rows
 
 
 @dataclass
@@ -145,23 +146,29 @@ class RemoteTeacher:
             self._meet(self._patience())
         spec = spec_of(batch, spec)
         request = keyed_request(batch, spec, fingerprint=self._description["fingerprint"], types=self._types)
-        return _Asked(batch, spec, request, self._parts(request, range(len(request.keys_B)), spec))
+        return _Asked(
+            batch, spec, request, self._parts(request, range(len(request.keys_B)), spec, frozenset())
+        )
 
     @property
     def _types(self) -> WireTypes:
         return WireTypes(**self._description["wire"])
 
-    def _parts(self, request: Request, rows: Iterable[int], spec: SignalSpec) -> list[_Part]:
-        """Ask each row's owner among the hosts that are left."""
-        if not self._hosts:
-            return [_Part("", list(rows), None)]
+    def _parts(
+        self, request: Request, rows: Iterable[int], spec: SignalSpec, unable: frozenset[str]
+    ) -> list[_Part]:
+        """Ask each row's owner among the hosts that are left, without those that are ``unable``."""
+        hosts = [name for name in self._hosts if name not in unable]
+        if not hosts:
+            return [_Part("", list(rows), None, unable)]
         shares: defaultdict[str, list[int]] = defaultdict(list)
         rows = list(rows)
-        first = rank_hosts([request.keys_B[row] for row in rows], self._hosts)[:, 0]
+        first = rank_hosts([request.keys_B[row] for row in rows], hosts)[:, 0]
         for row, place in zip(rows, first.tolist(), strict=True):
-            shares[self._hosts[place]].append(row)
+            shares[hosts[place]].append(row)
         return [
-            _Part(name, rows, self._call(name, request.take(rows), spec)) for name, rows in shares.items()
+            _Part(name, rows, self._call(name, request.take(rows), spec), unable)
+            for name, rows in shares.items()
         ]
 
     def _call(self, name: str, request: Request, spec: SignalSpec) -> Reply | None:
@@ -184,16 +191,28 @@ class RemoteTeacher:
         while parts:
             part = parts.popleft()
             answer = self._wait(part, asked, patience)
+            if isinstance(answer, Answer):
+                rows |= dict(zip(part.rows, answer.rows(), strict=True))
+                continue
+            unable = part.unable
             if answer is None:
                 self._await_host(patience)
-                parts.extend(self._parts(asked.request, part.rows, asked.spec))
             else:
-                rows |= dict(zip(part.rows, answer.rows(), strict=True))
+                unable = self._without(part, answer)
+            parts.extend(self._parts(asked.request, part.rows, asked.spec, unable))
         length = asked.batch.input_ids_BL.shape[1]
         encoded = [rows[row] for row in range(len(asked.request.keys_B))]
         return self._codec(asked.spec).decode(encoded, length=length).to(asked.batch.labels_B.device)
 
-    def _wait(self, part: _Part, asked: _Asked, patience: _Patience) -> Answer | None:
+    def _without(self, part: _Part, failure: Failure) -> frozenset[str]:
+        """The hosts that could not compute the part's rows. Raises UserError where no other is left."""
+        unable = part.unable | {part.host}
+        if set(self._hosts) <= unable:
+            raise UserError(f"no teacher can compute {len(part.rows)} row(s): {failure.reason}")
+        _log.warning("%s could not compute %d row(s): %s", part.host, len(part.rows), failure.reason)
+        return unable
+
+    def _wait(self, part: _Part, asked: _Asked, patience: _Patience) -> Answer | Failure | None:
         """What the host says to a part; None: it is lost, or met anew, and somebody has to be asked again.
 
         Raises UserError where it should teach nobody.
@@ -216,7 +235,7 @@ class RemoteTeacher:
             reply = self._call(part.host, asked.request.take(part.rows), asked.spec)
         return None
 
-    def _while_it_lives(self, name: str, reply: Reply, patience: _Patience) -> Answer | Refusal | None:
+    def _while_it_lives(self, name: str, reply: Reply, patience: _Patience) -> Reaction | None:
         """The answer, waited for as long as the host gives signs of life. Raises CallFailed."""
         alive_at = time.monotonic()
         while not reply.is_done_within(max(0.0, min(patience.left(), LOOK_S, self._deadline_s))):
@@ -225,7 +244,7 @@ class RemoteTeacher:
             if time.monotonic() - alive_at >= self._deadline_s:
                 self._world.call(name, host.renew).wait(self._deadline_s)
                 alive_at = time.monotonic()
-        found: Answer | Refusal | None = reply.wait(0.0)
+        found: Reaction | None = reply.wait(0.0)
         return found
 
     # ------------------------------------------------------------------ hosts that come and go

@@ -26,7 +26,8 @@ from distill_dist.teacher.compute import NotSane, is_out_of_memory
 from distill_dist.teacher.merge import micro_batches
 from distill_dist.teacher.sanity import Drifted
 from distill_dist.teacher.signal_cache import SignalCache
-from distill_dist.teacher.wire import Answer, Refusal, Request, join_requests, pack_rows
+from distill_dist.teacher.wire import Failure, Reaction, Refusal, Request, join_requests, pack_rows
+from distill_dist.teacher.worker_process import WorkerLost
 
 _log = logging.getLogger(__name__)
 # How long a question waits for others to be computed with it: less than a forward takes.
@@ -37,7 +38,7 @@ LINGER_S = 0.002
 class _Question:
     request: Request
     spec: SignalSpec
-    answer: Future[Answer | Refusal | None]
+    answer: Future[Reaction | None]
     rows: dict[bytes, bytes] = field(default_factory=dict)  # what is known by now, by key
 
     @property
@@ -60,11 +61,14 @@ class _Question:
         return sum(len(self.rows[key]) for key in self.request.keys_B)
 
     def fail(self, error: Exception) -> None:
-        """Whatever the model raises belongs to those who asked."""
+        """Whatever the model raises belongs to those who asked; who cannot get a worker up is as good as gone."""
+        reason = f"{type(error).__name__}: {error}"
         if isinstance(error, NotSane | UserError):
             self.answer.set_result(Refusal(str(error)))
-            return
-        self.answer.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
+        elif isinstance(error, WorkerLost):
+            self.answer.set_exception(RuntimeError(reason))  # type: ignore[arg-type]
+        else:
+            self.answer.set_result(Failure(reason))
 
 
 class TeacherHost:
@@ -228,9 +232,9 @@ class TeacherHost:
         )
         yield from zip(request.keys_B, rows, strict=True)
 
-    def put(self, request: Request, spec: SignalSpec) -> Future[Answer | Refusal | None]:
+    def put(self, request: Request, spec: SignalSpec) -> Future[Reaction | None]:
         """Answer from the cache, or queue a question; None where too much waits already. Called by RPC threads."""
-        answer: Future[Answer | Refusal | None] = Future()
+        answer: Future[Reaction | None] = Future()
         self._last_call = time.monotonic()
         question = _Question(request, spec, answer)
         found = self._cache.get_many(request.keys_B)
@@ -294,7 +298,7 @@ def _opened() -> TeacherHost:
 
 
 @answered_later
-def ask(request: Request, spec: SignalSpec) -> Future[Answer | Refusal | None]:
+def ask(request: Request, spec: SignalSpec) -> Future[Reaction | None]:
     """Remote: the teacher's encoded signal of every row; None: ask again later."""
     return _opened().put(request, spec)
 

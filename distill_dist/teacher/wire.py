@@ -95,6 +95,17 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Instead of an answer: these rows cannot be computed here. Another host may, and this one others."""
+
+    reason: str
+
+
+Reaction = Answer | Refusal | Failure
+"""What a host says to a question; or None: ask again later."""
+
+
 def pack_rows(rows: Sequence[bytes]) -> Answer:
     """The inverse of :meth:`Answer.rows`."""
     sizes = torch.tensor([len(row) for row in rows])

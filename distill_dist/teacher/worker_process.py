@@ -148,7 +148,7 @@ class WorkerProcess:
         self.stop()
 
     def __call__(self, request: Request, spec: SignalSpec) -> list[bytes]:
-        """The encoded rows. Raises MemoryError, NotSane, Drifted; RuntimeError: of the model, or when nothing helps."""
+        """The encoded rows. Raises MemoryError, NotSane, Drifted, RuntimeError of the model, WorkerLost in the end."""
         lost: list[str] = []
         while len(lost) < MOST_LOST:
             try:
@@ -160,7 +160,7 @@ class WorkerProcess:
             except WorkerLost as error:
                 lost.append(str(error))
                 self._lose(error)
-        raise RuntimeError(f"{MOST_LOST} workers were lost over one request: {lost[-1]}")
+        raise WorkerLost(f"{MOST_LOST} workers were lost over one request: {lost[-1]}")
 
     def _lose(self, error: WorkerLost) -> None:
         self.restarts += 1

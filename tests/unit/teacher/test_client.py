@@ -19,6 +19,7 @@ from distill_dist.records import Batch, SignalSpec
 from distill_dist.teacher.client import RemoteTeacher
 from distill_dist.teacher.local import LocalTeacher, TeacherLost
 from distill_dist.teacher.wire import Request
+from distill_dist.teacher.worker_process import WorkerLost
 from teacher.service_cases import (
     DEADLINE_S,
     PROBE,
@@ -212,14 +213,28 @@ def test_without_a_host_the_run_stops_and_names_the_last() -> None:
         signals_of(client)
 
 
-def test_a_host_that_fails_is_not_asked_again() -> None:
-    def fails(request: Request, spec: SignalSpec) -> list[bytes]:
-        raise ValueError("broken")
+def broken(request: Request, spec: SignalSpec) -> list[bytes]:
+    raise ValueError("broken")
 
-    hosts = {"teacher0": host_of(), "teacher1": host_of(fails)}
-    with client_of(hosts) as client:
+
+def lost(request: Request, spec: SignalSpec) -> list[bytes]:
+    raise WorkerLost("3 workers were lost over one request")
+
+
+@pytest.mark.parametrize(("fails", "left"), [(broken, ["teacher0", "teacher1"]), (lost, ["teacher0"])])
+def test_what_a_host_cannot_compute_is_asked_of_another(fails: Compute, left: list[str]) -> None:
+    """A host whose model fails on some rows serves others; one that gets no worker up is not asked again."""
+    with client_of({"teacher0": host_of(), "teacher1": host_of(fails)}) as client:
         expect_all(signals_of(client))
-        assert client._hosts == ["teacher0"]
+        assert client._hosts == left
+
+
+def test_rows_that_no_teacher_can_compute_are_the_users_error() -> None:
+    with (
+        client_of({"teacher0": host_of(broken), "teacher1": host_of(broken)}) as client,
+        pytest.raises(UserError, match=r"no teacher can compute 1 row\(s\): ValueError: broken"),
+    ):
+        signals_of(client)
 
 
 def test_hosts_that_teach_differently_are_refused() -> None:
