@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from distill_dist.assemble.device import pick_device
 from distill_dist.assemble.place import Place
-from distill_dist.assemble.student_rank import train_student
-from distill_dist.assemble.teacher_rank import serve_teacher
 from distill_dist.comm.environment import LaunchEnvironment, read_environment
 from distill_dist.comm.rendezvous import Store, connect_store, report_failure
 from distill_dist.comm.roles import assign_roles
@@ -43,8 +40,6 @@ def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
     )
     folder = RunFolder(Path(config.run_dir))
     folder.log_to_file(launch.rank)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     try:
         if launch.rank == 0:
             folder.claim()  # no other rank looks into the folder before it has met rank 0
@@ -59,9 +54,14 @@ def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
     place = Place(launch=launch, roles=roles, store=store, device=device, run=_scope(config))
     if place.device.type == "cpu":
         torch.set_num_threads(_threads(config.cluster.threads, launch.local_size))
+    # What the other role imports takes seconds and 200 MB, of which a teacher's supervisor needs nothing.
     if roles.is_teacher(launch.rank):
+        from distill_dist.assemble.teacher_rank import serve_teacher
+
         serve_teacher(config, place, stop, folder)
         return None
+    from distill_dist.assemble.student_rank import train_student
+
     return train_student(config, place, stop, folder)
 
 

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 import torch
+import transformers
 
 from distill_dist.assemble.alignment import copied_for_probe, describe_alignment, run_probe
 from distill_dist.assemble.curriculum import Curriculum
@@ -54,6 +55,8 @@ def train_student(
     config: RunConfig, place: Place, stop: StopSignal, folder: RunFolder
 ) -> dict[str, Any] | None:
     """Train to the end of the run; the summary on student 0. Raises UserError, Interrupted."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     try:
         with place.loading(timeout_s=config.cluster.collective_s):
             loaded = load(config, place, folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, rel_entr, softmax
-from sklearn.metrics import f1_score
 
 Floats = NDArray[np.floating]
 Integers = NDArray[np.integer]
@@ -20,6 +19,8 @@ def task_metrics(logits_NC: Floats, labels_N: Integers, *, with_f1: bool) -> dic
         "loss": float(-log_softmax(logits_NC, axis=1)[np.arange(len(labels_N)), labels_N].mean()),
     }
     if with_f1:
+        from sklearn.metrics import f1_score  # takes a second, which most tasks need not wait for
+
         found["f1"] = float(f1_score(labels_N, predicted_N, pos_label=1, zero_division=0.0))
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import spearmanr
 from torch import Tensor
 
 
@@ -12,6 +11,8 @@ def spearman_per_row(student_BL: Tensor, teacher_BL: Tensor, mask_BL: Tensor) ->
 
     A correlation does not see the scale p_c(1 − p_c) of a row, so norms of the margin's gradient serve.
     """
+    from scipy.stats import spearmanr  # takes half a second, and a run needs it at its end only
+
     found = []
     for student_L, teacher_L, mask_L in zip(student_BL, teacher_BL, mask_BL.bool(), strict=True):
         first, second = student_L[mask_L].cpu().numpy(), teacher_L[mask_L].cpu().numpy()
