@@ -1,6 +1,6 @@
 """Compute a teacher's signals once, before the runs that read them: fills `teacher.cache_dir`.
 
-python launcher/cache_teacher.py --config configs/gkd_sst2.yaml teacher.cache_dir=cache cluster.teachers=1
+python launcher/cache_teacher.py --config configs/gkd_sst2.yaml teacher.cache_dir=cache
 torchrun --nproc_per_node 4 launcher/cache_teacher.py --config …        (each process fills its share)
 """
 
