@@ -91,6 +91,19 @@ class Outcome:
             self._teacher_on(name)
         if self.group.rank == 0:
             self._counted = self.teacher.counters()
+            self._say_wire(self.teacher.describe().get("wire_report", {}))
+
+    def _say_wire(self, costs: dict[str, float]) -> None:
+        """What a row costs on the way, and how much of its direction the wire's types lose (`teacher.wire`)."""
+        if not costs:
+            return
+        self.telemetry.write(self.saved_step, {f"wire/{name}": value for name, value in costs.items()})
+        lost = {name: f"{value:.1e}" for name, value in costs.items() if name != "bytes_per_row"}
+        _log.info(
+            "wire: %.0f bytes a row with everything in it; mean of 1 − cosine: %s",
+            costs["bytes_per_row"],
+            lost,
+        )
 
     def end_epoch(self, step: int) -> None:
         """Score every split; export the model where dev is the best so far."""

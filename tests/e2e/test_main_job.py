@@ -42,6 +42,9 @@ def test_the_summary_says_what_the_project_promises(reference: Reference):
     assert summary["throughput"]["samples_per_s"] > 0
     assert 0.5 < summary["throughput"]["real_token_share"] <= 1
     assert 0 <= summary["throughput"]["teacher_wait_share"] < 1
+    wire = summary["teacher"]["wire_report"]
+    assert wire["bytes_per_row"] > 100
+    assert abs(wire["embedding_gradient"]) < 1e-12, "fp32 loses nothing"
 
 
 def test_nothing_is_left_behind(reference: Reference):

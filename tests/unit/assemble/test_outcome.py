@@ -101,15 +101,21 @@ def test_the_teacher_is_heard_before_the_first_step_and_not_at_an_epochs_end(tmp
 
         return SimpleNamespace(logits_NC=logits_NC, metrics=lambda logits_NC: {"accuracy": 0.5})
 
-    teacher: Any = SimpleNamespace(name="teacher", counters=lambda: {"teacher2": {"misses": 9}})
+    costs = {"bytes_per_row": 900.0, "embedding_gradient": 1e-5}
+    written: list[dict[str, float]] = []
+    telemetry: Any = SimpleNamespace(write=lambda step, scalars: written.append(scalars))
+    teacher: Any = SimpleNamespace(
+        name="teacher", counters=lambda: {"teacher2": {"misses": 9}}, describe=lambda: {"wire_report": costs}
+    )
     engine: Any = SimpleNamespace(module=torch.nn.Identity())
     target = replace(
-        outcome(tmp_path, Group(0)), teacher=teacher, student=SimpleNamespace(name="student"), engine=engine,
+        outcome(tmp_path, Group(0)), teacher=teacher, student=SimpleNamespace(name="student"), engine=engine, telemetry=telemetry,
         scorers={name: scorer(name) for name in ("dev", "test")},
     )  # fmt: skip
     target.hear_teacher()
     assert asked == ["teacher dev", "teacher test"]
     assert target._counted == {"teacher2": {"misses": 9}}
+    assert written == [{"wire/bytes_per_row": 900.0, "wire/embedding_gradient": 1e-5}]
     asked.clear()
     for name in ("dev", "test"):
         assert target._score(name)["ll"] == 1.0
