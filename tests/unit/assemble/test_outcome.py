@@ -109,8 +109,8 @@ def test_the_teacher_is_heard_before_the_first_step_and_not_at_an_epochs_end(tmp
     )
     engine: Any = SimpleNamespace(module=torch.nn.Identity())
     target = replace(
-        outcome(tmp_path, Group(0)), teacher=teacher, student=SimpleNamespace(name="student"), engine=engine, telemetry=telemetry,
-        scorers={name: scorer(name) for name in ("dev", "test")},
+        outcome(tmp_path, Group(0)), teacher=teacher, student=SimpleNamespace(name="student"), engine=engine,
+        telemetry=telemetry, scorers={name: scorer(name) for name in ("dev", "test")},
     )  # fmt: skip
     target.hear_teacher()
     assert asked == ["teacher dev", "teacher test"]
