@@ -32,8 +32,8 @@ from distill_dist.stop_signal import StopSignal
 
 # Launchers signal every rank at once; the students still need a while to save, and ask no more after it.
 STOP_GRACE_S = 20.0
-# How long a host may still serve when the run is over.
-OVER_GRACE_S = 5.0
+# How long a host may take to leave when the run is over: it ends its worker, and says what it did, on a busy machine.
+OVER_GRACE_S = 15.0
 # Hosts in a row that end before they are ready: the next one would too.
 MOST_FAILED = 3
 _log = logging.getLogger(__name__)
