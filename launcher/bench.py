@@ -3,12 +3,17 @@
     python launcher/bench.py padding [--config configs/teacher_sst2_minilm.yaml] [--steps 40] [key=value …]
     python launcher/bench.py gradients [--shape minilm|bert_base|both] [--device cpu|cuda] [--threads 1] [--repeats N]
     python launcher/bench.py curriculum [--rows 1e7 1e8 1e9] [--folder DIR] [--streaming-python PATH]
+    python launcher/bench.py teacher [--rounds 6] [--hosts 4] [--clients 32] [--seconds 60]
 
 `padding`: what grouping by length buys over random batches and over padding to the longest row.
 `gradients`: what gradient alignment costs by each route, in time and memory over plain distillation, and its error;
 on random models and rows as long as SST-2's, so it takes no configuration.
 `curriculum`: what an epoch's order costs (plan, memory, resume, ids per second) against Mosaic Streaming's shuffle and
 DeepSpeed's data sampler, and how even exact quotas make batches; on random scores, no configuration either.
+`teacher`: what signals from a teacher service cost a student over signals that lie ready, how the service scales from
+1 host to more, bytes and error of each wire type, and requests of many clients at once, each answer checked; real
+hosts and clients, and in place of the model a stand-in that replays signals when another device would have them. No
+configuration either.
 """
 
 from __future__ import annotations
@@ -140,6 +145,44 @@ def curriculum(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
+    """Options of `teacher`."""
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="passes over the batches by each way (default: 6)"
+    )
+    parser.add_argument("--batches", type=int, default=16, help="different ones, of 32 rows (default: 16)")
+    parser.add_argument("--hosts", type=int, default=4, help="default: 4, for which the bar stands")
+    parser.add_argument("--clients", type=int, default=32, help="processes that ask at once (default: 32)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for which they ask (default: 60)")
+
+
+def teacher(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of `teacher`."""
+    _refuse_configuration("teacher", args)
+    for name in ("rounds", "batches", "hosts", "clients"):
+        value = getattr(args, name)
+        if value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+    if not 0 < args.seconds < float("inf"):
+        raise UserError(f"--seconds {args.seconds}: must be above 0, and finite")
+    import torch
+
+    from distill_dist.bench.teacher import Sizes, measure_teacher
+    from distill_dist.bench.teacher_table import table
+
+    torch.set_num_threads(1)  # hosts need a processor too
+    sizes = Sizes(
+        rounds=args.rounds,
+        cases=args.batches,
+        hosts=args.hosts,
+        clients=args.clients,
+        seconds=args.seconds,
+    )
+    found = measure_teacher(sizes, progress=_progress)
+    print(f"\r{'':40}\r{table(found)}", file=sys.stderr)
+    return found
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """What a benchmark runs, and its own options."""
@@ -152,6 +195,7 @@ BENCHMARKS = {
     "padding": Benchmark(padding, add_padding_flags),
     "gradients": Benchmark(gradients, add_gradients_flags),
     "curriculum": Benchmark(curriculum, add_curriculum_flags),
+    "teacher": Benchmark(teacher, add_teacher_flags),
 }
 
 
