@@ -28,7 +28,6 @@ from typing import Any
 
 from distill_dist.command_line import Main, launch
 from distill_dist.config.schema import RunConfig
-from distill_dist.data.prepare import prepare
 from distill_dist.errors import EXIT_USER_ERROR, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +46,6 @@ def padding(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of `padding`."""
     if args.steps < 1:
         raise UserError(f"--steps {args.steps}: must be at least 1")
-    prepare(config.data)
     # Only now: a wrong key answers at once, torch takes seconds.
     from distill_dist.bench.padding import measure_padding
 

@@ -16,6 +16,7 @@ from distill_dist.config.schema import RunConfig
 from distill_dist.curriculum.order import RandomOrder
 from distill_dist.data.loader import StepLoader
 from distill_dist.data.manifest import load_manifest
+from distill_dist.data.prepare import prepare
 from distill_dist.data.shards import open_split
 from distill_dist.records import Step
 from distill_dist.student import StudentStep
@@ -36,6 +37,7 @@ def measure_padding(config: RunConfig, *, steps: int, progress: Callable[[str], 
     The ways take turns, a step each, in one process; the optimizer is left out, it does not depend on padding.
     Seconds are those of the median step.
     """
+    prepare(config.data)
     prepared = Path(config.data.prepared)
     manifest, split = load_manifest(prepared), open_split(prepared, "train")
     parts = build_student(config, manifest)

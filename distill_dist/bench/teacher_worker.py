@@ -6,7 +6,7 @@ import socket
 import time
 from pathlib import Path
 
-from distill_dist.bench.teacher_store import Pace, StoredCases, load_cases
+from distill_dist.bench.teacher_store import Pace, StoredCases, contents, load_cases
 from distill_dist.children import child_job
 from distill_dist.records import SignalSpec
 from distill_dist.teacher.wire import Request
@@ -21,10 +21,8 @@ class Replay:
         self._pace, self._spec = pace, cases.spec
         self._rows: dict[bytes, tuple[bytes, float]] = {}
         for batch, rows, cost in zip(cases.batches, cases.rows, cases.costs, strict=True):
-            lengths = batch.attention_mask_BL.sum(dim=1).tolist()
-            ids_BL = batch.input_ids_BL.int().numpy()
-            for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-                self._rows[ids_BL[place, :length].tobytes()] = row, cost / len(rows)
+            for content, row in zip(contents(batch), rows, strict=True):
+                self._rows[content] = row, cost / len(rows)
 
     def __call__(self, request: Request, spec: SignalSpec) -> list[bytes]:
         """The stored rows, after the pace's time for them."""
