@@ -79,6 +79,7 @@ lint: $(INSTALLED_LINT)
 bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py padding
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py gradients
+	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py teacher
 
 bench-curriculum: $(INSTALLED) $(STREAMING_VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py curriculum --streaming-python $(STREAMING_VENV)/bin/python

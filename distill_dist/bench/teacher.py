@@ -59,7 +59,7 @@ class Sizes:
 
 
 def measure_teacher(sizes: Sizes, *, progress: Callable[[str], None], seed: int = 0) -> dict[str, Any]:
-    """All figures; see README.md for what each means. RuntimeError where a process fails, with its log.
+    """All figures. RuntimeError where a process fails, with its log.
 
     A student's steps in this process beside one host, then ``sizes.clients`` processes beside ``sizes.hosts``.
     """
