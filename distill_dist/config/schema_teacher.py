@@ -27,8 +27,9 @@ class TeacherConfig:
 
     path: str = ""
     """Folder or hub name of a fine-tuned classifier over the same classes. Required except by `finetune`."""
-    prefetch: int = 4
-    """Global batches whose signals are asked for ahead of the step that needs them; 1 to 256."""
+    prefetch: int = 8
+    """Global batches whose signals are asked for ahead of the step that needs them; 1 to 256. Batches differ in length:
+    with few of them ahead, a teacher that is on average fast enough is waited for now and then."""
     deadline_s: float = 60.0
     """Longest wait for one answer of the process that runs the model before another is started, and for a sign of life
     of the one that serves it; seconds, above 0."""
