@@ -9,13 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+from distill_dist.assemble.signal_cache_of_run import signal_cache
 from distill_dist.assemble.teacher_host import LAST_ANSWER_S, QUEUE_BATCHES
 from distill_dist.bench.teacher_world import ADDRESS, START_S, Membership
 from distill_dist.children import child_job, start_child
 from distill_dist.comm.environment import pin_interface
 from distill_dist.config.schema_teacher import TeacherConfig
 from distill_dist.teacher.host import TeacherHost, open_host
-from distill_dist.teacher.signal_cache import SignalCache
 from distill_dist.teacher.worker_process import WorkerProcess
 
 
@@ -30,15 +30,19 @@ def main() -> None:
 
     worker = WorkerProcess(start_worker, start_s=START_S, deadline_s=config.deadline_s)
     about = worker.start()
-    cache = SignalCache(config.cache_mib << 20, None, context=bytes.fromhex(about["fingerprint"]))
     host = TeacherHost(
         worker,
-        cache,
+        signal_cache(config, about["fingerprint"]),
         students=len(member.students),
         lease_s=config.lease_s,
         batch_tokens=config.batch_tokens,
         queue_tokens=QUEUE_BATCHES * config.batch_tokens,
         description=about,
+        rest=worker.stop,
+        rest_after_s=config.rest_after_s,
+        check=worker.check,
+        check_every_s=config.check_every_s,
+        more_counters=worker.counters,
     )
     open_host(host)
     pin_interface(os.environ, ADDRESS)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from distill_dist.bench.distillation_cases import Case
 from distill_dist.records import Batch, SignalSpec, TeacherSignal
 from distill_dist.teacher.row_codec import RowCodec, WireTypes
+from distill_dist.teacher.sanity import Probe
 from distill_dist.teacher.wire import Answer, pack_rows
 
 _TENSORS, _ABOUT, _PACE = "cases.safetensors", "about.json", "pace.f64"
@@ -97,6 +98,8 @@ def encode_cases(
         "hidden_size": width,
         "embedding_size": width,
         "wire": asdict(types),
+        "probe": asdict(_probe(signal)),
+        "wire_report": {},
     }
     codec = RowCodec(spec, description["classes"], width, width, types)
     # Short rows stand in several batches: the service gives them one signal.
@@ -112,6 +115,13 @@ def encode_cases(
         costs=[seconds / mean_s for seconds in step_s],
         description=description,
     )
+
+
+def _probe(signal: TeacherSignal) -> Probe:
+    """What the teacher said of the first batch: a stand-in that says it again is what it was."""
+    norm_BLV = signal.embedding_gradient_norm_BLV
+    assert norm_BLV is not None, "the benchmark's method aligns embedding gradients"
+    return Probe(logits=signal.logits_BC.tolist(), saliency=norm_BLV[..., 0].tolist())
 
 
 def contents(batch: Batch) -> list[bytes]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from distill_dist.bench.teacher_store import Pace, StoredCases, contents, load_cases
 from distill_dist.children import child_job
 from distill_dist.records import SignalSpec
+from distill_dist.teacher.sanity import Probe
 from distill_dist.teacher.wire import Request
 from distill_dist.teacher.worker import serve_requests
 
@@ -43,7 +44,8 @@ def main() -> None:
     job = child_job()
     connection, folder = socket.socket(fileno=job["connection"]), Path(job["folder"])
     cases = load_cases(folder)
-    serve_requests(connection, Replay(cases, Pace(folder)), cases.description)
+    said = Probe(**cases.description["probe"])
+    serve_requests(connection, Replay(cases, Pace(folder)), cases.description, lambda: said)
 
 
 if __name__ == "__main__":
