@@ -3,7 +3,7 @@
     python launcher/bench.py padding [--config configs/teacher_sst2_minilm.yaml] [--steps 40] [key=value …]
     python launcher/bench.py gradients [--shape minilm|bert_base|both] [--device cpu|cuda] [--threads 1] [--repeats N]
     python launcher/bench.py curriculum [--rows 1e7 1e8 1e9] [--folder DIR] [--streaming-python PATH]
-    python launcher/bench.py teacher [--rounds 6] [--hosts 4] [--clients 32] [--seconds 60]
+    python launcher/bench.py teacher [--rounds 5] [--hosts 4] [--clients 32] [--seconds 60]
 
 `padding`: what grouping by length buys over random batches and over padding to the longest row.
 `gradients`: what gradient alignment costs by each route, in time and memory over plain distillation, and its error;
@@ -145,9 +145,7 @@ def curriculum(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
 
 def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
     """Options of `teacher`."""
-    parser.add_argument(
-        "--rounds", type=int, default=6, help="passes over the batches by each way (default: 6)"
-    )
+    parser.add_argument("--rounds", type=int, default=5, help="of each way, in turns (default: 5)")
     parser.add_argument("--batches", type=int, default=16, help="different ones, of 32 rows (default: 16)")
     parser.add_argument("--hosts", type=int, default=4, help="default: 4, for which the bar stands")
     parser.add_argument("--clients", type=int, default=32, help="processes that ask at once (default: 32)")

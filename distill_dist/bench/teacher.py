@@ -22,7 +22,7 @@ import transformers
 from distill_dist.bench.distillation_cases import SHAPES, Shape, make_setting
 from distill_dist.bench.teacher_client import remote_teacher, rows_per_s
 from distill_dist.bench.teacher_store import Pace, StoredCases, encode_cases
-from distill_dist.bench.teacher_student import Block, MeasuredStudent, Share, orders
+from distill_dist.bench.teacher_student import MeasuredStudent, Share, orders
 from distill_dist.bench.teacher_wire import measure_wire
 from distill_dist.bench.teacher_world import ADDRESS, END_S, RELEASE_S, START_S, processes
 from distill_dist.comm.environment import pin_interface
@@ -49,7 +49,8 @@ _COLD, _WARM = "hidden_teacher", "warm_cache"
 class Sizes:
     """What is measured, and for how long."""
 
-    rounds: int = 6  # passes over the cases by each way
+    rounds: int = 5  # by each way
+    passes: int = 2  # over the cases, with signals of the service; with those that are ready 1
     cases: int = 16  # batches of SST-2's lengths
     hosts: int = 4
     clients: int = 32
@@ -141,38 +142,39 @@ def _in_turns(
     ahead, new = TeacherConfig().prefetch, itertools.count(1)
     variants = {_COLD: new, _WARM: itertools.repeat(0)}
     order = orders(sizes.cases, seed=seed)
-    student.served(teacher, spec, next(order), variants[_WARM], ahead=ahead)  # fills the cache
+    # fills the cache
+    student.served(teacher, spec, [next(order)], variants[_WARM], ahead=ahead)
     before = student.ready(next(order))
     shares: dict[str, list[Share]] = {kind: [] for kind in variants}
     for number, (kind, of_kind) in itertools.product(range(sizes.rounds), shares.items()):
         progress(f"{kind} {number + 1}/{sizes.rounds}")
         # the step as it was measured just now: others may load the machine
-        pace.seconds = WORKER_SHARE * before.seconds / sizes.cases
-        served = student.served(teacher, spec, next(order), variants[kind], ahead=ahead)
+        pace.seconds = WORKER_SHARE * before.seconds
+        passes = [next(order) for _ in range(sizes.passes)]
+        served = student.served(teacher, spec, passes, variants[kind], ahead=ahead)
         after = student.ready(next(order))
         of_kind.append(Share(before, served, after))
         before = after
     ready = [share.before for share in shares[_COLD]]
-    pace.seconds = WORKER_SHARE * statistics.median(block.seconds for block in ready) / sizes.cases
+    step_s = statistics.median(block.seconds for block in ready)
+    pace.seconds = WORKER_SHARE * step_s
     return {
-        "ready_step_ms": _step_ms(ready, sizes.cases),
-        **{kind: _figures(of_kind, sizes.cases) for kind, of_kind in shares.items()},
+        "ready_step_ms": 1000 * step_s,
+        **{kind: _figures(of_kind) for kind, of_kind in shares.items()},
         "counters": teacher.counters(),
     }
 
 
-def _step_ms(blocks: list[Block], cases: int) -> float:
-    return 1000 * statistics.median(block.seconds for block in blocks) / cases
-
-
-def _figures(shares: list[Share], cases: int) -> dict[str, Any]:
+def _figures(shares: list[Share]) -> dict[str, Any]:
     throughput = [share.of_throughput for share in shares]
     return {
         "share": statistics.median(throughput),
         "quartiles": np.quantile(throughput, [0.25, 0.75]).tolist(),
         "cpu_share": statistics.median(share.of_cpu for share in shares),
-        "step_ms": _step_ms([share.served for share in shares], cases),
-        "waited_ms": 1000 * statistics.median(share.served.waited_s for share in shares) / cases,
+        "step_ms": 1000 * statistics.median(share.served.seconds for share in shares),
+        "waited_ms": 1000 * statistics.median(share.served.waited_s for share in shares),
+        # of what the steps used: about 1 where the host kept up, less where steps lived on what was there before
+        "computed_share": statistics.mean(share.served.computed for share in shares),
     }
 
 

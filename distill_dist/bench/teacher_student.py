@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -13,18 +14,22 @@ from distill_dist.bench.distillation_cases import Case, Setting
 from distill_dist.bench.gradients import run_step
 from distill_dist.bench.teacher_store import as_variant
 from distill_dist.models.build import set_attention
-from distill_dist.records import Batch, SignalSpec
+from distill_dist.records import Batch, SignalSpec, TeacherSignal
 from distill_dist.student import StudentStep
 from distill_dist.teacher.client import RemoteTeacher
 
 
 @dataclass(frozen=True)
 class Block:
-    """Of a pass over the cases: seconds; on the student's processor; and waiting for signals, decoding included."""
+    """A mean step: seconds; on the student's processor; and waiting for signals, decoding included.
+
+    ``computed``: rows that hosts computed meanwhile over those that the steps used.
+    """
 
     seconds: float
     cpu_s: float
     waited_s: float = 0.0
+    computed: float = 0.0
 
 
 class MeasuredStudent:
@@ -56,45 +61,49 @@ class MeasuredStudent:
         begin, begin_cpu = time.perf_counter(), time.process_time()
         for number in order:
             self._run(self._cases[number])
-        return Block(time.perf_counter() - begin, time.process_time() - begin_cpu)
+        seconds, cpu_s = time.perf_counter() - begin, time.process_time() - begin_cpu
+        return Block(seconds / len(order), cpu_s / len(order))
 
     def served(
         self,
         teacher: RemoteTeacher,
         spec: SignalSpec,
-        order: Sequence[int],
+        passes: Sequence[Sequence[int]],
         variants: Iterator[int],
         *,
         ahead: int,
     ) -> Block:
-        """The same with signals of ``teacher``, which is asked for every pass under one of ``variants``.
+        """``passes`` one after another with signals of ``teacher``, each asked for under one of ``variants``.
 
         Steps before fill the pipeline, and questions after keep it full to the end; neither are counted.
         """
-        before, after = [*order, *order][: ahead + 1], [*order, *order][:ahead]
+        before = [*passes[0], *passes[0]][: ahead + 1]
+        after = [*passes[-1], *passes[-1]][:ahead]
         items = [
             (number, as_variant(self._cases[number].batch, variant))
-            for numbers, variant in (
-                (before, next(variants)),
-                (order, next(variants)),
-                (after, next(variants)),
-            )
+            for numbers, variant in zip((before, *passes, after), variants, strict=False)
             for number in numbers
         ]
+        steps = sum(map(len, passes))
+        used = sum(len(self._cases[number].batch.labels_B) for order in passes for number in order)
         found = teacher.signals(items, _batches_of, spec, ahead=ahead)
-        for _ in before:
-            (number, _), (signal,) = next(found)
-            self._run(Case(self._cases[number].batch, signal))
-        begin, begin_cpu, waited_s = time.perf_counter(), time.process_time(), teacher.waited_s
-        for _ in order:
-            (number, _), (signal,) = next(found)
-            self._run(Case(self._cases[number].batch, signal))
-        block = Block(
-            time.perf_counter() - begin, time.process_time() - begin_cpu, teacher.waited_s - waited_s
-        )
+        self._take(found, len(before))
+        computed, waited_s = _computed_rows(teacher), teacher.waited_s
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        self._take(found, steps)
+        seconds, cpu_s = time.perf_counter() - begin, time.process_time() - begin_cpu
+        waited_s, computed = teacher.waited_s - waited_s, _computed_rows(teacher) - computed
         for _ in found:
             pass
-        return block
+        return Block(seconds / steps, cpu_s / steps, waited_s / steps, computed / used)
+
+    def _take(self, found: Iterator[tuple[tuple[int, Batch], tuple[TeacherSignal, ...]]], steps: int) -> None:
+        for (number, _), (signal,) in itertools.islice(found, steps):
+            self._run(Case(self._cases[number].batch, signal))
+
+
+def _computed_rows(teacher: RemoteTeacher) -> int:
+    return sum(counts.get("computed_rows", 0) for counts in teacher.counters().values())
 
 
 def _batches_of(item: tuple[int, Batch]) -> tuple[Batch]:

@@ -11,7 +11,8 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         f"teacher: a GKD-CLS step takes {student['ready_step_ms']:.1f} ms with signals ready ({found['threads']} "
         f"thread(s), {found['processors']} processor(s)); over {sizes['rounds']} rounds",
-        f"  {'signals':28}{'throughput':>11}  {'quartiles':<14}{'processor':>10}{'step':>10}{'wait, decode':>14}",
+        f"  {'signals':28}{'throughput':>11}  {'quartiles':<14}{'processor':>10}{'step':>10}{'wait, decode':>14}"
+        f"{'computed':>10}",
         _way("computed in 0.9 of a step", student["hidden_teacher"]),
         _way("from a warm cache", student["warm_cache"]),
         "",
@@ -42,7 +43,7 @@ def _way(name: str, each: dict[str, Any]) -> str:
     low, high = each["quartiles"]
     return (
         f"  {name:28}{each['share']:11.3f}  {low:.3f} – {high:.3f} {each['cpu_share']:10.3f}"
-        f"{each['step_ms']:7.1f} ms{each['waited_ms']:11.2f} ms"
+        f"{each['step_ms']:7.1f} ms{each['waited_ms']:11.2f} ms{each['computed_share']:10.2f}"
     )
 
 

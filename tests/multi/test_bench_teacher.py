@@ -17,11 +17,11 @@ def test_it_measures_a_service_of_real_processes_and_loses_nothing(tmp_path: Pat
     for way in ("hidden_teacher", "warm_cache"):
         assert found[f"{way}_share"] == student[way]["share"] > 0
         assert student[way]["waited_ms"] > 0
-    # what fills the cache, then 3 variants of 6 batches a round; more where a batch is asked for twice meanwhile, fewer
+    # what fills the cache, then 4 variants of 6 batches a round; more where a batch is asked for twice meanwhile, fewer
     # where short rows repeat
     (counters,) = student["counters"].values()
-    asked = found["prefetch"] + 1 + 6 + found["prefetch"]
-    assert 0.8 * 16 * 6 * (1 + 2 * 3) < counters["computed_rows"] <= 16 * asked * (1 + 2)
+    asked = found["prefetch"] + 1 + 2 * 6 + found["prefetch"]
+    assert 0.8 * 16 * 6 * (1 + 2 * 4) < counters["computed_rows"] <= 16 * asked * (1 + 2)
     assert counters["memory_hits"] >= 16 * 2 * asked
     assert found["scaling_2_hosts"] > 0
     assert exchange["requests"] >= 2

@@ -179,18 +179,19 @@ def test_served_steps_ask_for_every_pass_and_get_the_teachers_signals(
     teaching = host(stored, tmp_path)
     with client_of({"teacher": teaching}) as client:
         cold = itertools.count(1)
-        block = student.served(client, spec, [2, 0, 1], cold, ahead=1)
-        assert next(cold) == 4  # before, counted, after
-        assert [number for number, _ in ran] == [2, 0, 2, 0, 1]
+        block = student.served(client, spec, [[2, 0, 1], [0, 1, 2]], cold, ahead=1)
+        assert next(cold) == 5  # before, two passes, after
+        assert [number for number, _ in ran] == [2, 0, 2, 0, 1, 0, 1, 2]
         assert all(are_equal(signal, stored.signals()[number]) for number, signal in ran)
         rows = [len(set(contents(batch))) for batch in stored.batches]
         computed = teaching.counters()["computed_rows"]
-        assert computed == rows[2] + rows[0] + sum(rows) + rows[2]
+        assert computed == rows[2] + rows[0] + 2 * sum(rows) + rows[0]
         for _ in range(2):
-            student.served(client, spec, [0, 1, 2], itertools.repeat(0), ahead=1)
+            warm = student.served(client, spec, [[0, 1, 2]], itertools.repeat(0), ahead=1)
             computed, before = teaching.counters()["computed_rows"], computed
         assert computed == before, "the second pass is all cached"
     assert 0 < block.waited_s < block.seconds
+    assert (block.computed > 0, warm.computed) == (True, 0)
 
 
 def test_steps_train_and_leave_no_gradient(setting: Setting) -> None:
@@ -404,6 +405,7 @@ def test_a_process_that_fails_or_hangs_is_named_with_its_log(
 
 def result(**more: Any) -> dict[str, Any]:
     way = {"share": 0.99, "quartiles": [0.98, 1.0], "cpu_share": 1.0, "step_ms": 10.0, "waited_ms": 0.5}
+    way["computed_share"] = 1.0
     wire = {"bytes_per_sample": 100.0, "bytes_ratio": 3.5, "cosine": 0.9999, "least_cosine": 0.999}
     return {
         "hidden_teacher_share": 0.97,
