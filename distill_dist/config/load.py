@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +24,7 @@ from distill_dist.config.fields import (
 )
 from distill_dist.config.methods import is_aligned, is_gradient_method
 from distill_dist.config.schema import CurriculumConfig, DataConfig, RelianceConfig, RunConfig
+from distill_dist.config.schema_teacher import PooledTeacher
 from distill_dist.errors import UserError
 
 
@@ -114,6 +115,7 @@ def format_problems(source: str, problems: Sequence[str]) -> str:
 _Leaf = tuple[str, Any, str | None]
 _MOST_BASES = 8
 _NOTHING = SchemaField("", None, False, None)
+_POOL = tuple[PooledTeacher, ...]
 
 
 def _file_leaves(path: Path, seen: tuple[Path, ...] = ()) -> list[_Leaf]:
@@ -231,13 +233,23 @@ def _merge(from_file: Sequence[_Leaf], from_command_line: Sequence[_Leaf]) -> tu
         problem = problem or _value_problem(schema_fields()[key], value)
         if problem is None:
             try:
-                tree = OmegaConf.merge(tree, _nest(key, value))  # type: ignore[assignment]
+                tree = OmegaConf.merge(tree, _nest(key, _typed(schema_fields()[key], value)))  # type: ignore[assignment]
             except (OmegaConfBaseException, TypeError):  # TypeError: a mapping where a list belongs
                 problem = _type_problem(schema_fields()[key], value)
         if problem is not None:
             problems.append(_line(key, value, problem))
+    if not problems and tree.teachers and not tree.teacher.path:
+        # Here, not with the other defaults: `student.path: ${teacher.path}` has to see it.
+        tree = OmegaConf.merge(tree, _nest("teacher.path", "${teachers.0.path}"))  # type: ignore[assignment]
     problems += _unresolved(tree)
     return (RunConfig() if problems else _to_object(tree)), problems
+
+
+def _typed(field: SchemaField, value: Any) -> Any:
+    """omegaconf 2.4 does not look into the entries of a tuple: those that are sections are read one by one."""
+    if field.type != _POOL or not isinstance(value, list):
+        return value
+    return tuple(OmegaConf.merge(OmegaConf.structured(PooledTeacher), entry) for entry in value)
 
 
 def _to_object(tree: DictConfig) -> RunConfig:
@@ -262,6 +274,8 @@ def _line(key: str, value: Any, problem: str) -> str:
 
 def _value_problem(field: SchemaField, value: Any) -> str | None:
     """What omegaconf lets pass: `yes` as the text 'True', a list as a mapping's text, `???` as unset."""
+    if field.type == _POOL and isinstance(value, list):
+        return _entries_problem(field, value)
     listed = list(value.values()) if isinstance(value, Mapping) else value
     entries = listed if isinstance(listed, list) else [listed]
     if "???" in entries:
@@ -275,6 +289,21 @@ def _value_problem(field: SchemaField, value: Any) -> str | None:
     holds_text = field.allowed or field.type in (str, tuple[str, ...], dict[str, str])
     if holds_text and any(isinstance(entry, bool) for entry in entries):
         return "YAML reads yes, no, on, off, true and false as truth values; put the text in quotes"
+    return None
+
+
+def _entries_problem(field: SchemaField, entries: list[Any]) -> str | None:
+    """The same of a list of sections."""
+    if not all(isinstance(entry, Mapping) for entry in entries):
+        return _type_problem(field, entries)
+    inner = {
+        name: SchemaField(name, hint, False, None) for name, hint in get_type_hints(PooledTeacher).items()
+    }
+    for name, value in ((name, value) for entry in entries for name, value in entry.items()):
+        if name not in inner:
+            return f"no such field: {name}; it takes {field.words}"
+        if problem := _value_problem(inner[name], value):
+            return f"{name}: {problem}"
     return None
 
 
