@@ -42,6 +42,12 @@ def check_pool_fits(config: RunConfig, student: EncoderParts, shapes: Sequence[T
     """Raises UserError where ``student`` cannot be compared with every teacher, or they cannot be joined."""
     if not is_pool(config):
         return
+    widths = [shape.embedding_size for shape in shapes]
+    if config.evaluate.saliency and len(set(widths)) > 1:
+        raise UserError(
+            f"evaluate.saliency: the embeddings of the teachers are {widths} wide, and gradients of different widths "
+            "cannot be joined: set evaluate.saliency=false"
+        )
     first = build_objective(config, student, shapes[0])
     matches = bool(first.weights.keys() & {"patience", "gradient_cls"})
     for number, shape in enumerate(shapes):

@@ -38,7 +38,7 @@ class TeacherConfig:
     `teachers` it is the first one's."""
     combine: Literal["average", "best", "separate"] = "average"
     """How several `teachers` are joined: their `average` by weight; for each row the `best` one, whose loss on the
-    label is lowest; or `separate` terms for each one, weighted (METHOD.md §8)."""
+    label is lowest; or `separate` terms for each one, weighted (METHOD.md §7)."""
     prefetch: int = 4
     """Global batches whose signals are asked for ahead of the step that needs them; 1 to 256."""
     deadline_s: float = 60.0

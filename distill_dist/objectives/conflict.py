@@ -1,4 +1,4 @@
-"""How far several teachers contradict each other, row by row (METHOD.md §8)."""
+"""How far several teachers contradict each other, row by row (METHOD.md §7)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def gradient_cosine_B(signals: Sequence[TeacherSignal], mask_BL: Tensor) -> Tens
         "embedding_gradient_BLVH" if signals[0].embedding_gradient_BLVH is not None else "cls_gradients_BKVH"
     )
     rows = [getattr(each, unit) for each in signals]
-    if rows[0] is None or len({row.shape[-1] for row in rows}) > 1:
+    if rows[0] is None:
         return None
     pairs = [(at_least_fp32(a) * at_least_fp32(b)).sum(dim=-1).mean(dim=-1) for a, b in combinations(rows, 2)]
     cosine_BX = torch.stack(pairs).mean(dim=0)

@@ -1,4 +1,4 @@
-"""The signals of several teachers as one (METHOD.md §8): pure functions, in fp32 or better."""
+"""The signals of several teachers as one (METHOD.md §7): pure functions, in fp32 or better."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill_dist.errors import UserError
 from distill_dist.objectives.alignment import unit_rows
 from distill_dist.objectives.conflict import gradient_cosine_B, label_disagreement_B
 from distill_dist.objectives.divergences import cross_entropy_B
@@ -38,7 +39,11 @@ class Joining:
         return gradients and self.how != "best" and spec.signal in ("own_max", "teacher_max")
 
     def __call__(self, signals: Sequence[TeacherSignal], spec: SignalSpec, batch: Batch) -> JoinedSignal:
-        """One signal, and how far they agree. ``signals`` answer ``asked(spec)`` for ``batch``, on one device."""
+        """One signal, and how far they agree. ``signals`` answer ``asked(spec)`` for ``batch``, on one device.
+
+        Raises UserError where their widths differ.
+        """
+        _check_widths(signals)
         if self.how == "best":
             labels_B = batch.labels_B.to(signals[0].logits_BC.device)
             members, joined = tuple(signals), best_of(signals, labels_B)
@@ -65,6 +70,16 @@ class Joining:
                 at_classes(each, each.logits_BC.argmax(dim=-1, keepdim=True)) for each in signals
             ), joined
         return together, joined
+
+
+def _check_widths(signals: Sequence[TeacherSignal]) -> None:
+    for name in (unit for unit, _ in _ROWS):
+        widths = [rows.shape[-1] for each in signals if (rows := getattr(each, name)) is not None]
+        if len(set(widths)) > 1:
+            raise UserError(
+                f"the teachers are {widths} wide: gradients and states of different widths cannot be joined. Take "
+                "teachers of one width, or leave away what asks for them (evaluate.saliency=false)"
+            )
 
 
 def mean_logits(logits: Sequence[Tensor], weights: Sequence[float], temperature: float) -> Tensor:

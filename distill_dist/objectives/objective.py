@@ -196,7 +196,7 @@ class Objective:
         )
 
     def _term(self, name: str, student: StudentOutput, teacher: TeacherSignal | None, batch: Batch) -> _Term:
-        """One term; of several teachers the weighted sum of each one's own (METHOD.md §8)."""
+        """One term; of several teachers the weighted sum of each one's own (METHOD.md §7)."""
         if not isinstance(teacher, JoinedSignal) or not teacher.members or name == "cross_entropy":
             return _TERMS[name](self, student, teacher, batch)  # type: ignore[arg-type]
         parts = [_TERMS[name](self, student, member, batch) for member in teacher.members]
