@@ -50,8 +50,12 @@ class TeacherPool:
         return {"parameters": sum(member.describe()["parameters"] for member in self.members)}
 
     def counters(self) -> dict[str, dict[str, int]]:
-        """See Teacher; no host serves two models."""
-        return {name: counts for member in self.members for name, counts in member.counters().items()}
+        """See Teacher; no host serves two models, and those in this process are numbered."""
+        found: dict[str, dict[str, int]] = {}
+        for number, member in enumerate(self.members):
+            for name, counts in member.counters().items():
+                found[f"{name}/{number}" if name in found else name] = counts
+        return found
 
     def release(self, *, timeout_s: float, early: bool = False) -> bool:
         """See Teacher."""

@@ -15,10 +15,12 @@ from tiny_encoders import ragged_batch, tiny_encoder, undecided
 from distill_dist.models.encoder import EncoderParts, encoder_parts
 from distill_dist.objectives.join_signals import Joining
 from distill_dist.records import Batch, JoinedSignal, SignalSpec
+from distill_dist.teacher.cached import CachedTeacher
 from distill_dist.teacher.local import LocalTeacher, TeacherLost
 from distill_dist.teacher.pool import TeacherPool
 from distill_dist.teacher.row_codec import WireTypes
 from distill_dist.teacher.row_computer import RowComputer
+from distill_dist.teacher.signal_cache import SignalCache
 from teacher.service_cases import (
     DEADLINE_S,
     SPEC,
@@ -60,7 +62,7 @@ def hosts() -> dict[str, Any]:
 def pool_in(world: FakeWorld, how: str = "average", **more: Any) -> TeacherPool:
     return TeacherPool(
         [
-            remote(world, serving=[name for name, served in HOSTS.items() if served == model], **more)
+            remote(world, names=tuple(name for name, served in HOSTS.items() if served == model), **more)
             for model in MODELS
         ],
         joining(how),
@@ -197,3 +199,15 @@ def test_rows_that_are_not_aligned_bring_logits_alone() -> None:
         assert signal.gradient_cosine_B is None
         assert signal.disagreement_B is not None
         assert signal.cls_states_BKH is not None
+
+
+def test_models_in_this_process_are_counted_apart() -> None:
+    members = []
+    for model in MODELS:
+        compute = RowComputer(parts_of(model), CPU, types=WireTypes(), fingerprint=str(model) * 64)
+        members.append(CachedTeacher(compute, SignalCache(1 << 20, None, context=bytes(32))))
+    pool = TeacherPool(members, joining())
+    here = joined_of(local(), OWN_MAX)
+    for one, other in zip(joined_of(pool, OWN_MAX), here, strict=True):
+        assert_same(one, other)
+    assert [counts["computed_rows"] for counts in pool.counters().values()] == [6, 6]
