@@ -54,7 +54,7 @@ class TeacherPool:
         found: dict[str, dict[str, int]] = {}
         for number, member in enumerate(self.members):
             for name, counts in member.counters().items():
-                found[f"{name}/{number}" if name in found else name] = counts
+                found[f"{name}-{number}" if name in found else name] = counts
         return found
 
     def release(self, *, timeout_s: float, early: bool = False) -> bool:
