@@ -18,7 +18,7 @@ from torch import Tensor
 from distill_dist.comm.students import StudentGroup
 from distill_dist.engine import Engine
 from distill_dist.objectives.objective import ALIGNED
-from distill_dist.records import Batch, BatchCounts, TeacherSignal
+from distill_dist.records import Batch, BatchCounts, JoinedSignal, TeacherSignal
 from distill_dist.student import Route, StudentStep
 
 Record = TypeVar("Record", Batch, TeacherSignal)
@@ -89,6 +89,8 @@ def first_rows(record: Record, rows: int = ROWS) -> Record:
 def _rows(record: Record, which: slice) -> Record:
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     cut: dict[str, Any] = {name: v[which] for name, v in values.items() if isinstance(v, Tensor)}
+    if isinstance(record, JoinedSignal):
+        cut["members"] = tuple(_rows(member, which) for member in record.members)
     return replace(record, **cut)
 
 

@@ -134,9 +134,22 @@ class TeacherSignal:
         """The same signal on ``device``."""
 
         def move(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(move, value))
+            if isinstance(value, TeacherSignal):
+                return value.to(device)
             return None if value is None else value.to(device, non_blocking=True)
 
         return type(self)(*(move(getattr(self, f.name)) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class JoinedSignal(TeacherSignal):
+    """What several teachers know together, and how far they contradict each other; made by a student, never sent."""
+
+    disagreement_B: Tensor | None = None  # fp32, 1 where their labels differ
+    gradient_cosine_B: Tensor | None = None  # fp32, mean over pairs and real tokens
+    members: tuple[TeacherSignal, ...] = ()  # each one's own, where its terms are separate
 
 
 @dataclass(frozen=True)

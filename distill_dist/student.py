@@ -18,7 +18,7 @@ from distill_dist.objectives.attribution import attribution_BLC
 from distill_dist.objectives.noise import all_noise_BDLH
 from distill_dist.objectives.objective import ALIGNED, LossTerms, Objective
 from distill_dist.objectives.signal import differentiated_BV, margins_BV, pick_views, signal_classes_BV
-from distill_dist.records import Batch, BatchCounts, Inputs, StudentOutput, TeacherSignal
+from distill_dist.records import Batch, BatchCounts, Inputs, JoinedSignal, StudentOutput, TeacherSignal
 
 
 @dataclass(frozen=True)
@@ -258,6 +258,9 @@ class StudentStep:
     def _in_teachers_width(self, states_BKH: Tensor, signal: TeacherSignal) -> tuple[Tensor, TeacherSignal]:
         """(the student's states through the learned maps, the teacher's [CLS] gradients pulled back through them)."""
         assert self.maps is not None
+        if isinstance(signal, JoinedSignal):
+            members = tuple(self._in_teachers_width(states_BKH, each)[1] for each in signal.members)
+            signal = replace(signal, members=members)
         mapped_BKH, pulled = self.maps(states_BKH, signal.cls_gradients_BKVH)
         if pulled is not None:
             # The norms that came along are those of the teacher's own rows.

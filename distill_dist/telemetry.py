@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ class Totals:
     computed_tokens: float = 0.0
     waited_s: float = 0.0  # summed over students
     elapsed_s: float = 0.0
+    measures: dict[str, tuple[float, float]] = field(default_factory=dict)  # tag -> sum, count
 
 
 class Telemetry:
@@ -46,8 +47,13 @@ class Telemetry:
         total_steps: int,
         start_step: int,
         progress: bool,
+        measures: tuple[str, ...] = (),
     ) -> None:
-        """``terms`` are the objective's names; ``sum_`` adds a tensor over students in place."""
+        """``terms`` are the objective's names; ``sum_`` adds a tensor over students in place.
+
+        ``measures`` are tags of further means, each over a count of its own.
+        """
+        self._measures = measures
         self._terms, self._rank, self._students, self._sum = terms, rank, students, sum_
         self._writer = SummaryWriter(str(folder), purge_step=start_step + 1) if rank == 0 else None
         self._bar = tqdm(
@@ -59,8 +65,10 @@ class Telemetry:
             dynamic_ncols=True,
             mininterval=1.0,
         )
-        # Sums of the terms, zero rows, real tokens; float64 so that adding many steps loses nothing.
-        self._device_sums = torch.zeros(len(terms) + 2, dtype=torch.float64, device=device)
+        # Sums of the terms, sums and counts of the measures, zero rows, real tokens; float64 so that adding many steps
+        # loses nothing.
+        size = len(terms) + 2 * len(measures) + 2
+        self._device_sums = torch.zeros(size, dtype=torch.float64, device=device)
         self._nothing = torch.zeros((), dtype=torch.float64, device=device)
         self._host_sums = [0.0, 0.0]  # computed tokens, seconds waited
         self._sequences = self._tokens = 0
@@ -69,10 +77,18 @@ class Telemetry:
         self.totals = Totals()
 
     def add(
-        self, sums: dict[str, Tensor], zero_rows: Tensor, *, real_tokens: Tensor, computed_tokens: int
+        self,
+        sums: dict[str, Tensor],
+        zero_rows: Tensor,
+        *,
+        real_tokens: Tensor,
+        computed_tokens: int,
+        measures: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        """One micro-batch, which need not have every term; no host sync."""
+        """One micro-batch, which need not have every term nor (sum, count) of every measure; no host sync."""
         values = [sums[term].detach().double() if term in sums else self._nothing for term in self._terms]
+        for tag in self._measures:
+            values += [value.double() for value in (measures or {}).get(tag, (self._nothing, self._nothing))]
         self._device_sums += torch.stack([*values, zero_rows.double(), real_tokens.double()])
         self._host_sums[0] += computed_tokens
 
@@ -105,7 +121,11 @@ class Telemetry:
             dtype=torch.float64,
             device=self._device_sums.device,
         )
-        *sums, zero_rows, real, computed, waited = self._sum(torch.cat([self._device_sums, host])).tolist()
+        *all_sums, zero_rows, real, computed, waited = self._sum(
+            torch.cat([self._device_sums, host])
+        ).tolist()
+        sums, pairs = all_sums[: len(self._terms)], iter(all_sums[len(self._terms) :])
+        measured = dict(zip(self._measures, zip(pairs, pairs, strict=True), strict=True))
         means = {
             f"loss/{term}": value / (self._tokens if term == "gradient_embedding" else self._sequences)
             for term, value in zip(self._terms, sums, strict=True)
@@ -113,6 +133,7 @@ class Telemetry:
         self._check(step, means, zero_rows, gradient_norm)
         scalars = {
             **means,
+            **{tag: total / count for tag, (total, count) in measured.items() if count},
             "train/learning_rate": learning_rate,
             "throughput/samples_per_s": self._sequences / elapsed,
             "throughput/tokens_per_s": real / elapsed,
@@ -127,6 +148,9 @@ class Telemetry:
             {name.split("/")[1]: f"{value:.3g}" for name, value in means.items()}, refresh=False
         )
         self._add_totals(real, computed, waited, elapsed)
+        for tag, (total, count) in measured.items():
+            before = self.totals.measures.get(tag, (0.0, 0.0))
+            self.totals.measures[tag] = (before[0] + total, before[1] + count)
         self._device_sums.zero_()
         self._host_sums = [0.0, 0.0]
         self._sequences = self._tokens = 0

@@ -11,6 +11,7 @@ import torch
 from distill_dist.comm.students import StudentGroup
 from distill_dist.engine import Engine
 from distill_dist.errors import Interrupted, UserError, shared_error
+from distill_dist.objectives.conflict import conflict_sums
 from distill_dist.objectives.objective import LossTerms
 from distill_dist.records import Step, TeacherSignal
 from distill_dist.student import StudentStep
@@ -112,6 +113,7 @@ class Trainer:
                 terms.zero_rows,
                 real_tokens=(batch.attention_mask_BL * batch.is_real_B[:, None]).sum(),
                 computed_tokens=batch.input_ids_BL.numel(),
+                measures=conflict_sums(signal, batch),
             )
         finished = step.number + 1
         speaks = (

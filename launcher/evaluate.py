@@ -49,8 +49,7 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     student = args.student or (str(args.run / "model") if args.run else "")
     if not student:
         raise UserError("nothing to score: give --run DIR or --student FOLDER")
-    teacher = args.teacher or config.teacher.path
-    if args.saliency and not teacher:
+    if args.saliency and not (args.teacher or config.teacher.path):
         raise UserError("--saliency compares with a teacher: give --teacher FOLDER")
     # Only now: a wrong key answers at once, torch takes seconds.
     from distill_dist.assemble.score import score
@@ -58,7 +57,7 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     return score(
         config,
         student=student,
-        teacher=teacher,
+        teacher=args.teacher,
         split=args.split,
         saliency=args.saliency,
     )

@@ -6,18 +6,20 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distill_dist.assemble.device import pick_device
-from distill_dist.assemble.models import build_student, check_prepared, teacher_shape
+from distill_dist.assemble.models import build_student, check_prepared
 from distill_dist.assemble.objective import build_objective
 from distill_dist.assemble.signal_cache_of_run import signal_cache
+from distill_dist.assemble.teacher_pool import check_pool_fits, joining, teacher_shapes
 from distill_dist.assemble.teacher_worker import build_computer
 from distill_dist.comm.environment import LaunchEnvironment, read_environment
+from distill_dist.config.pool import as_only_teacher, is_pool, naming_the_model, teachers_of
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.loader import evaluation_batches
 from distill_dist.data.manifest import Manifest, load_manifest
@@ -35,24 +37,44 @@ CHUNK_ROWS = 8192
 
 
 def fill_cache(config: RunConfig, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Compute what ``config``'s run will ask of its teacher; this process's share where a launcher started several.
+    """Compute what ``config``'s run will ask of its teachers; this process's share where a launcher started several.
 
-    Returns `rows` and `cached` before it, `bytes` written, `seconds`. Raises UserError.
+    Returns `rows` and `cached` before it, `bytes` written, `seconds`, `teachers`. Raises UserError.
     """
     if not config.teacher.cache_dir:
         raise UserError("teacher.cache_dir is empty: name the folder that the signals are to be kept in")
     launch = read_environment(os.environ)
     manifest = load_manifest(Path(config.data.prepared))
     check_prepared(config, manifest)
-    compute = build_computer(config, pick_device(config.cluster.device, launch.local_rank))
+    questions = tuple(_questions(config, manifest))
     begin = time.monotonic()
+    found: dict[str, Any] = {"rows": 0, "cached": 0, "bytes": 0, "teachers": []}
+    for number in range(len(teachers_of(config))):
+        with naming_the_model(config, number):
+            device = pick_device(config.cluster.device, launch.local_rank)
+            compute = build_computer(as_only_teacher(config, number), device)
+        filled = _fill_of(compute, config, manifest, launch, questions, progress)
+        found |= {name: found[name] + filled[name] for name in ("rows", "cached", "bytes")}
+        found["teachers"].append(compute.describe())
+    return {**found, "seconds": time.monotonic() - begin}
+
+
+def _fill_of(
+    compute: RowComputer,
+    config: RunConfig,
+    manifest: Manifest,
+    launch: LaunchEnvironment,
+    questions: Sequence[tuple[str, SignalSpec]],
+    progress: Callable[[str], None],
+) -> dict[str, int]:
+    """`rows`, `cached` before, `bytes` of one model. Raises UserError."""
     found = {"rows": 0, "cached": 0}
     with contextlib.closing(signal_cache(config.teacher, compute.fingerprint, in_memory=False)) as cache:
         if not cache.can_write:
             raise UserError(
                 f"teacher.cache_dir={config.teacher.cache_dir} cannot be written: see the warning above"
             )
-        for split, spec in _questions(config, manifest):
+        for split, spec in questions:
             for batch in _batches(config, manifest, split, launch):
                 rows, cached = _fill(cache, compute, batch, spec)
                 found["rows"] += rows
@@ -63,18 +85,23 @@ def fill_cache(config: RunConfig, progress: Callable[[str], None]) -> dict[str, 
         raise UserError(
             f"teacher.cache_dir={config.teacher.cache_dir} took not all rows: see the warning above"
         )
-    return {
-        **found,
-        "bytes": counters["disk_bytes"],
-        "seconds": time.monotonic() - begin,
-        "teacher": compute.describe(),
-    }
+    return {**found, "bytes": counters["disk_bytes"]}
 
 
 def _questions(config: RunConfig, manifest: Manifest) -> Iterator[tuple[str, SignalSpec]]:
-    """(split, what the run asks about its rows)."""
-    objective = build_objective(config, build_student(config, manifest), teacher_shape(config))
-    spec = objective.signal_spec
+    """(split, what the run asks about its rows, of every model)."""
+    shapes = teacher_shapes(config)
+    student = build_student(config, manifest)
+    objective = build_objective(config, student, shapes[0])
+    check_pool_fits(config, student, shapes)
+    for split, spec in _asked(config, manifest, objective.signal_spec):
+        yield split, joining(config).asked(spec) if is_pool(config) else spec
+
+
+def _asked(
+    config: RunConfig, manifest: Manifest, spec: SignalSpec | None
+) -> Iterator[tuple[str, SignalSpec]]:
+    """What the run asks its teacher; ``spec`` for training."""
     if spec is not None:
         yield "train", spec
         if spec.gradients and config.alignment.share < 1:

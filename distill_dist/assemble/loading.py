@@ -8,15 +8,11 @@ from typing import Any
 
 from distill_dist import checkpoint
 from distill_dist.assemble.best_model import check_best
-from distill_dist.assemble.models import (
-    build_student,
-    build_teacher,
-    check_prepared,
-    teacher_shape,
-)
+from distill_dist.assemble.models import build_student, check_prepared
 from distill_dist.assemble.objective import build_objective, build_width_maps
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.resume import check_identity, run_identity
+from distill_dist.assemble.teacher_pool import build_teachers, check_pool_fits, teacher_shapes
 from distill_dist.config.deepspeed_json import load_deepspeed_json
 from distill_dist.config.methods import reads_scores
 from distill_dist.config.schema import RunConfig
@@ -41,7 +37,7 @@ class Loaded:
     scored: dict[str, tuple[PreparedSplit, tuple[Batch, ...]]]  # and this rank's share of the rows
     tokenizer: Path
     student: EncoderParts
-    local_teacher: EncoderParts | None
+    local_teachers: tuple[EncoderParts, ...]  # of every model; empty where others serve them
     objective: Objective
     maps: WidthMaps | None  # part of the student while it trains
     identity: dict[str, Any]
@@ -55,14 +51,13 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
     prepared = Path(config.data.prepared)
     manifest = load_manifest(prepared)
     check_prepared(config, manifest)
-    shape, local_teacher = None, None
-    if config.teacher.path:
-        shape = teacher_shape(config)
-        if not place.roles.teachers:
-            local_teacher = build_teacher(config, manifest, place.device)
+    shapes = teacher_shapes(config)
+    shape = shapes[0] if shapes else None
+    local_teachers = () if place.roles.teachers else build_teachers(config, manifest, place.device)
     # After the teacher: where the student is cut from it, a missing folder is the teacher's.
     student = build_student(config, manifest)
     objective = build_objective(config, student, shape)
+    check_pool_fits(config, student, shapes)
     maps = None if shape is None else build_width_maps(objective, student, shape)
     if maps is not None:
         student.model.add_module(WIDTH_MAPS, maps)
@@ -77,7 +72,7 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
         scored={name: _share(config, place, manifest, name) for name in manifest.splits if name != "train"},
         tokenizer=prepared / "tokenizer",
         student=student,
-        local_teacher=local_teacher,
+        local_teachers=local_teachers,
         objective=objective,
         maps=maps,
         identity=identity,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from distill_dist.assemble.models import TeacherShape
 from distill_dist.config.methods import aligned_positions, matches_states, relies_selectively
+from distill_dist.config.pool import teachers_of
 from distill_dist.config.schema import RunConfig
 from distill_dist.curriculum.reliance import largest
 from distill_dist.errors import UserError
@@ -44,6 +45,9 @@ def build_objective(config: RunConfig, student: EncoderParts, teacher: TeacherSh
         student_layers=layers[1],
         per_row=relies_selectively(config),
         scale_alignment=_scale(config),
+        teacher_weights=tuple(each.weight for each in teachers_of(config))
+        if config.teacher.combine == "separate"
+        else (),
     )
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distill_dist import checkpoint
+from distill_dist.assemble.pool_report import PoolReport
 from distill_dist.comm.students import StudentGroup
 from distill_dist.config.schema import RunConfig
 from distill_dist.durable import write_json
@@ -57,6 +58,7 @@ class Outcome:
     saved_step: int  # of the newest checkpoint, which this run wrote or goes on from; 0: none
     curriculum: Callable[[], dict[str, Any]]  # its state for a checkpoint; a collective
     order: Callable[[], dict[str, Any] | None]  # what the summary says of the curriculum; None without one
+    pool: PoolReport | None = None  # of several teachers
     _teacher_logits: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     _counted: Counters = field(default_factory=dict)  # of the teachers, when the last epoch ended
     _spent: tuple[float, float] = (0.0, 0.0)  # seconds: elapsed, waited by all students
@@ -109,6 +111,8 @@ class Outcome:
         """Score every split; export the model where dev is the best so far."""
         if self.teacher is not None and self.group.rank == 0:
             self._report_teachers(self.teacher, step)
+        if self.pool is not None:
+            self.pool.end_epoch(step)
         found = {name: self._score(name) for name in self.scorers}
         self.telemetry.write(
             step, {f"{name}/{key}": value for name, scores in found.items() for key, value in scores.items()}
@@ -158,6 +162,7 @@ class Outcome:
                 **{key: dev.get(key) for key in ("accuracy", "f1", "loss")},
             },
             "teacher": self._teacher_summary(),
+            "conflict": self._conflict(),
             "loyalty": loyal,
             "splits": scores,
             "throughput": self._throughput(),
@@ -213,13 +218,20 @@ class Outcome:
         if self.teacher is None:
             return None
         scores = self.scorers["dev"].metrics(self._teacher_on("dev"))
-        return {**self.teacher.describe(), **scores}
+        members = {} if self.pool is None else self.pool.members(self.scorers["dev"])
+        return {**self.teacher.describe(), **scores, **members}
 
     def _before(self, key: str) -> Any:
         """What the summary said of a finished run that is started again; None where there is none."""
         if not self.folder.summary.is_file():
             return None
         return json.loads(self.folder.summary.read_text("utf-8")).get(key)
+
+    def _conflict(self) -> dict[str, float] | None:
+        if not self.telemetry.totals.elapsed_s and (before := self._before("conflict")):
+            found: dict[str, float] = before
+            return found
+        return None if self.pool is None else self.pool.conflict()
 
     def _curriculum(self) -> dict[str, Any] | None:
         if not self.telemetry.totals.elapsed_s and (before := self._before("curriculum")):

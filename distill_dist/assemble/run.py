@@ -98,6 +98,7 @@ def _without_places(config: RunConfig) -> RunConfig:
         curriculum=replace(config.curriculum, file=""),
         student=replace(config.student, path=""),
         teacher=replace(config.teacher, path=""),
+        teachers=tuple(replace(teacher, path="") for teacher in config.teachers),
     )
 
 

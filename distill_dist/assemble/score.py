@@ -10,6 +10,8 @@ from torch import Tensor
 
 from distill_dist.assemble.device import pick_device
 from distill_dist.assemble.models import check_tokenizer, check_vocabulary
+from distill_dist.assemble.teacher_pool import joined
+from distill_dist.config.pool import teachers_of
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.loader import evaluation_batches
 from distill_dist.data.manifest import load_manifest
@@ -22,7 +24,7 @@ from distill_dist.teacher.local import LocalTeacher
 
 
 def score(config: RunConfig, *, student: str, teacher: str, split: str, saliency: bool) -> dict[str, Any]:
-    """Metrics of the classifier at ``student`` on a prepared split; loyalty where ``teacher`` is not empty.
+    """Metrics of the classifier at ``student`` on a prepared split; loyalty to ``teacher``, or to the run's.
 
     Both are folders, hub names or `pkg://PACKAGE/FOLDER`. One process. Raises UserError.
     """
@@ -58,9 +60,10 @@ def score(config: RunConfig, *, student: str, teacher: str, split: str, saliency
     ours = load(student, "student")
     ours_NC = scorer.logits_NC(ours)
     found: dict[str, Any] = {"split": split, "rows": rows.num_rows, "student": scorer.metrics(ours_NC)}
-    if not teacher:
+    paths = [teacher] if teacher else [each.path for each in teachers_of(config)]
+    if not paths:
         return found
-    theirs = load(teacher, "teacher")
+    theirs = joined(config, [load(path, "teacher") for path in paths])
     theirs_NC = scorer.logits_NC(theirs)
     found["teacher"] = scorer.metrics(theirs_NC)
     found["loyalty"] = loyalty(ours_NC, theirs_NC)

@@ -18,6 +18,7 @@ from distill_dist.assemble.outcome import Outcome
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.route import ChosenRoute, choose_route
 from distill_dist.assemble.served_scores import ServedScores
+from distill_dist.assemble.teacher_pool import report_of
 from distill_dist.assemble.training_rows import (
     build_curriculum,
     build_epochs,
@@ -30,6 +31,7 @@ from distill_dist.comm.rendezvous import announce_over, peers
 from distill_dist.comm.students import StudentGroup
 from distill_dist.config.deepspeed_json import zero_stage
 from distill_dist.config.load import dump_config
+from distill_dist.config.pool import is_pool
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.loader import StepLoader
 from distill_dist.engine import Engine
@@ -37,6 +39,7 @@ from distill_dist.errors import UserError
 from distill_dist.evaluation.split import SplitScorer
 from distill_dist.models.build import compile_layers
 from distill_dist.models.encoder import encoder_parts
+from distill_dist.objectives.conflict import conflict_tags
 from distill_dist.run_folder import RunFolder
 from distill_dist.schedule import learning_rate
 from distill_dist.stop_signal import StopSignal
@@ -130,7 +133,7 @@ def _train(
         config.method, group.size, engine.zero_stage, config.cluster.teachers, start, last_step, config.batch.size,
         loaded.train.num_rows, place.device,
     )  # fmt: skip
-    telemetry = _telemetry(place, folder, loaded, group, start=start, last_step=last_step)
+    telemetry = _telemetry(config, place, folder, loaded, group, start=start, last_step=last_step)
     outcome = _outcome(
         config, place, folder, loaded, group, teacher, engine, itself, telemetry, alignment, curriculum, served
     )  # fmt: skip
@@ -170,7 +173,14 @@ def _train(
 
 
 def _telemetry(
-    place: Place, folder: RunFolder, loaded: Loaded, group: StudentGroup, *, start: int, last_step: int
+    config: RunConfig,
+    place: Place,
+    folder: RunFolder,
+    loaded: Loaded,
+    group: StudentGroup,
+    *,
+    start: int,
+    last_step: int,
 ) -> Telemetry:
     return Telemetry(
         folder.tensorboard,
@@ -182,6 +192,7 @@ def _telemetry(
         total_steps=last_step,
         start_step=start,
         progress=True,
+        measures=conflict_tags(loaded.objective.signal_spec) if is_pool(config) else (),
     )
 
 
@@ -276,6 +287,7 @@ def _outcome(
         saved_step=0 if loaded.resumed is None else int(loaded.resumed.progress["step"]),
         curriculum=curriculum_state,
         order=curriculum.describe,
+        pool=report_of(config, teacher, telemetry),
     )
 
 

@@ -24,6 +24,7 @@ from distill_dist.assemble.teacher_host import HostJob
 from distill_dist.children import start_child
 from distill_dist.comm.rendezvous import OVER_EVERY_S, Store, is_over
 from distill_dist.config.load import dump_config
+from distill_dist.config.pool import as_only_teacher, model_served_by, naming_the_model
 from distill_dist.config.schema import RunConfig
 from distill_dist.durable import write_durable
 from distill_dist.errors import Interrupted, UserError
@@ -90,8 +91,9 @@ class _Host:
 
 def serve_teacher(config: RunConfig, place: Place, stop: StopSignal, folder: RunFolder) -> None:
     """Keep a host until the students let it go. Raises UserError, and Interrupted when it leaves before that."""
-    with place.loading(timeout_s=config.cluster.collective_s):
-        start = _starter(config, place, folder)
+    number = model_served_by(place.roles.teachers.index(place.rank), len(config.teachers))
+    with place.loading(timeout_s=config.cluster.collective_s), naming_the_model(config, number):
+        start = _starter(as_only_teacher(config, number), place, folder)
         host = start(False)
         _await_ready(host, config.cluster.collective_s)
     began = time.monotonic()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from distill_dist.config.check_alignment import check_alignment
 from distill_dist.config.check_curriculum import check_curriculum
+from distill_dist.config.check_pool import check_pool
 from distill_dist.config.check_teacher import check_teacher
 from distill_dist.config.deepspeed_json import load_deepspeed_json
 from distill_dist.config.fields import describe_problem as _problem
@@ -147,7 +148,7 @@ def check_config(config: RunConfig, *, need: Need = "train") -> list[str]:
         rules.append(_data)
     if need == "train":
         rules += [_student_source, _student_layers, _method, _matched_layers, check_alignment, _batch, _run]
-        rules += [check_curriculum, check_teacher]
+        rules += [check_curriculum, check_teacher, check_pool]
     # Other rules look at the files that the texts name.
     return list(_texts(config)) or [problem for rule in rules for problem in rule(config)]
 
@@ -167,6 +168,7 @@ def _texts(config: RunConfig) -> Iterator[str]:
         if isinstance(value, dict):
             value = (*value, *value.values())
         texts = value if isinstance(value, tuple) else (value,)
+        texts = tuple(getattr(text, "path", text) for text in texts)
         if any(isinstance(text, str) and "\0" in text for text in texts):
             yield _problem(config, key, "holds a NUL character, which no name of a file or column can")
 
@@ -307,10 +309,11 @@ def _run(config: RunConfig) -> Iterator[str]:
 def _run_dir(config: RunConfig) -> Iterator[str]:
     """The run writes nothing over its own input. Links are followed; a hub name is no folder."""
     run_dir = Path(os.path.realpath(config.run_dir))
-    for key in ("teacher.path", "student.path"):
-        path = value_at(config, key)
+    paths = {key: value_at(config, key) for key in ("teacher.path", "student.path")}
+    paths |= {f"teachers[{n}].path": entry.path for n, entry in enumerate(config.teachers) if n}
+    for key, path in paths.items():
         if os.path.isdir(path) and Path(os.path.realpath(path)).is_relative_to(run_dir):
-            yield _problem(config, key, f"lies in run_dir = {config.run_dir!r}, which the run overwrites")
+            yield f"{key} = {path!r}: lies in run_dir = {config.run_dir!r}, which the run overwrites"
     if not config.data.prepared:
         return
     prepared = Path(os.path.realpath(config.data.prepared))

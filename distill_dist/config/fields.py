@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, Literal
 
 from distill_dist.config.schema import RunConfig
+from distill_dist.config.schema_teacher import PooledTeacher
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ _TYPE_WORDS: dict[Any, str] = {
     tuple[int, ...]: "a list of whole numbers",
     tuple[str, ...]: "a list of texts",
     dict[str, str]: "a mapping from text to text",
+    tuple[PooledTeacher, ...]: "a list of {path: a text, weight: a number}",
 }
 
 

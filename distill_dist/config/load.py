@@ -17,13 +17,14 @@ from distill_dist.config.fields import (
     SchemaField,
     join,
     nearest_key,
-    nearest_name,
     schema_fields,
     schema_sections,
     value_at,
 )
 from distill_dist.config.methods import is_aligned, is_gradient_method
 from distill_dist.config.schema import CurriculumConfig, DataConfig, RelianceConfig, RunConfig
+from distill_dist.config.schema_teacher import PooledTeacher
+from distill_dist.config.value_problems import POOL, type_problem, value_problem
 from distill_dist.errors import UserError
 
 
@@ -228,16 +229,26 @@ def _merge(from_file: Sequence[_Leaf], from_command_line: Sequence[_Leaf]) -> tu
     tree: DictConfig = OmegaConf.structured(defaults)
     problems: list[str] = []
     for key, value, problem in (*from_file, *from_command_line):
-        problem = problem or _value_problem(schema_fields()[key], value)
+        problem = problem or value_problem(schema_fields()[key], value)
         if problem is None:
             try:
-                tree = OmegaConf.merge(tree, _nest(key, value))  # type: ignore[assignment]
+                tree = OmegaConf.merge(tree, _nest(key, _typed(schema_fields()[key], value)))  # type: ignore[assignment]
             except (OmegaConfBaseException, TypeError):  # TypeError: a mapping where a list belongs
-                problem = _type_problem(schema_fields()[key], value)
+                problem = type_problem(schema_fields()[key], value)
         if problem is not None:
             problems.append(_line(key, value, problem))
+    if not problems and tree.teachers and not tree.teacher.path:
+        # Here, not with the other defaults: `student.path: ${teacher.path}` has to see it.
+        tree = OmegaConf.merge(tree, _nest("teacher.path", "${teachers.0.path}"))  # type: ignore[assignment]
     problems += _unresolved(tree)
     return (RunConfig() if problems else _to_object(tree)), problems
+
+
+def _typed(field: SchemaField, value: Any) -> Any:
+    """omegaconf 2.4 does not look into the entries of a tuple: those that are sections are read one by one."""
+    if field.type != POOL or not isinstance(value, list):
+        return value
+    return tuple(OmegaConf.merge(OmegaConf.structured(PooledTeacher), entry) for entry in value)
 
 
 def _to_object(tree: DictConfig) -> RunConfig:
@@ -258,44 +269,6 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
 def _line(key: str, value: Any, problem: str) -> str:
     shown = "null" if value is None else repr(value)
     return f"{key} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {problem}"
-
-
-def _value_problem(field: SchemaField, value: Any) -> str | None:
-    """What omegaconf lets pass: `yes` as the text 'True', a list as a mapping's text, `???` as unset."""
-    listed = list(value.values()) if isinstance(value, Mapping) else value
-    entries = listed if isinstance(listed, list) else [listed]
-    if "???" in entries:
-        return "'???' is not a value"
-    if any(isinstance(entry, (Mapping, list)) for entry in entries):
-        return _type_problem(field, value)
-    if field.type in (int, float, tuple[int, ...]) and any(
-        isinstance(entry, str) and not entry.isascii() and "${" not in entry for entry in entries
-    ):
-        return _type_problem(field, value)  # int() would read digits of every script
-    holds_text = field.allowed or field.type in (str, tuple[str, ...], dict[str, str])
-    if holds_text and any(isinstance(entry, bool) for entry in entries):
-        return "YAML reads yes, no, on, off, true and false as truth values; put the text in quotes"
-    return None
-
-
-# Values that other tools have, and why they are missing here.
-_NOT_OFFERED = {
-    (
-        "train.precision",
-        "fp16",
-    ): "in fp16 matched gradients underflow to 0, which has no direction; take bf16",
-}
-
-
-def _type_problem(field: SchemaField, value: Any) -> str:
-    if value is None:
-        return f"null is not allowed; it takes {field.words}"
-    if isinstance(value, str) and value.lower() == "none" and field.optional:
-        return f"it takes {field.words} (YAML's word for none is null)"
-    if reason := _NOT_OFFERED.get((field.key, str(value))):
-        return f"it takes {field.words}; {reason}"
-    near = nearest_name(str(value), field.allowed)
-    return f"it takes {field.words}" + (f"; nearest: {near}" if near else "")
 
 
 def _unresolved(tree: DictConfig) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from distill_dist.config.schema_curriculum import CurriculumConfig, RelianceConfig
-from distill_dist.config.schema_teacher import TeacherConfig
+from distill_dist.config.schema_teacher import PooledTeacher, TeacherConfig
 
 Method = Literal["finetune", "kd", "pkd", "gkd", "gkd_cls"]
 
@@ -288,6 +288,10 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    teachers: tuple[PooledTeacher, ...] = ()
+    """Several models that teach together, `[{path: a, weight: 2}, {path: b}]`: folders or hub names as `teacher.path`,
+    of the same vocabulary and classes; weights above 0 (1 where none is given), which are divided by their sum.
+    `teacher.combine` joins them. Empty: `teacher.path` alone."""
     weight: WeightConfig = field(default_factory=WeightConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)

@@ -22,11 +22,23 @@ class WireConfig:
 
 
 @dataclass(frozen=True)
+class PooledTeacher:
+    """One entry of `teachers`."""
+
+    path: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class TeacherConfig:
     """The fine-tuned model that teaches. Unused with `method: finetune`, except to report loyalty."""
 
     path: str = ""
-    """Folder or hub name of a fine-tuned classifier over the same classes. Required except by `finetune`."""
+    """Folder or hub name of a fine-tuned classifier over the same classes. Required except by `finetune`; with
+    `teachers` it is the first one's."""
+    combine: Literal["average", "best", "separate"] = "average"
+    """How several `teachers` are joined: their `average` by weight; for each row the `best` one, whose loss on the
+    label is lowest; or `separate` terms for each one, weighted (METHOD.md §7)."""
     prefetch: int = 8
     """Global batches whose signals are asked for ahead of the step that needs them; 1 to 256. Batches differ in length:
     with few of them ahead, a teacher that is on average fast enough is waited for now and then."""

@@ -15,6 +15,7 @@ from distill_dist.objectives.noise import noisy_distillation_B
 from distill_dist.records import (
     Batch,
     BatchCounts,
+    JoinedSignal,
     NoiseSpec,
     SignalSpec,
     StudentOutput,
@@ -109,6 +110,8 @@ class Objective:
     student_layers: tuple[int, ...] = ()
     per_row: bool = False
     scale_alignment: float | None = None  # λ_max: a row's patience and gradient terms weigh λ/λ_max
+    # Of several teachers whose terms are separate (TeacherSignal.members); they sum to 1.
+    teacher_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """λ is a share of the teacher's logits, and nothing is scaled by it where there is none."""
@@ -181,7 +184,7 @@ class Objective:
                 continue
             if name in ALIGNED and batch.alignment == 0:
                 continue
-            found = _TERMS[name](self, student, teacher, batch)  # type: ignore[arg-type]
+            found = self._term(name, student, teacher, batch)
             scale = batch.alignment if name in ALIGNED else 1.0
             sums[name] = found.summed(scale)
             if name in weights_B:
@@ -191,6 +194,16 @@ class Objective:
         return LossTerms(
             sums, zero_rows, weights, row_weighted=row_weighted, logits_BC=student.logits_BC.detach()
         )
+
+    def _term(self, name: str, student: StudentOutput, teacher: TeacherSignal | None, batch: Batch) -> _Term:
+        """One term; of several teachers the weighted sum of each one's own (METHOD.md §7)."""
+        if not isinstance(teacher, JoinedSignal) or not teacher.members or name == "cross_entropy":
+            return _TERMS[name](self, student, teacher, batch)  # type: ignore[arg-type]
+        parts = [_TERMS[name](self, student, member, batch) for member in teacher.members]
+        values = [w * part.values for w, part in zip(self.teacher_weights, parts, strict=True)]
+        flags = [part.no_direction for part in parts if part.no_direction is not None]
+        no_direction = torch.stack(flags).any(dim=0) if flags else None
+        return _Term(torch.stack(values).sum(dim=0), parts[0].counted, no_direction)
 
     def _row_weights(self, batch: Batch) -> dict[str, Tensor]:
         """What every row's part of a term is multiplied by [B], for the terms where rows differ."""

@@ -81,12 +81,12 @@ class RemoteTeacher:
         lease_s: float,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``names`` of all teachers, by number; ``student`` is this process's number among students.
+        """``names`` of the hosts of this model, others in the world are let be; ``student`` is this process's number.
 
         ``deadline_s``: the longest wait for a sign of life of a host; ``patience_s``: for an answer of any,
         cut short once ``should_stop``. Raises TeacherLost, and UserError where hosts do not teach the same.
         """
-        self._world, self._names, self._student = world, tuple(names), student
+        self._world, self._names, self._student = world, frozenset(names), student
         self._deadline_s, self._patience_s, self._should_stop = deadline_s, patience_s, should_stop
         self._generation = -1
         self._hosts: list[str] = []  # of this generation, those that are not lost
@@ -120,7 +120,7 @@ class RemoteTeacher:
     def counters(self) -> dict[str, dict[str, int]]:
         """See Teacher; of those that answer."""
         found = {}
-        for name in self._world.hosts:
+        for name in self._met:
             with contextlib.suppress(CallFailed):
                 found[name] = self._world.call(name, host.counters).wait(self._deadline_s)
         return found
@@ -131,13 +131,18 @@ class RemoteTeacher:
         self._done.set()
         self._renewing.join(timeout_s)
         heard = True
-        for name in self._world.hosts:
+        for name in self._met:
             try:
                 self._world.call(name, function, *arguments).wait(timeout_s)
             except CallFailed as error:
                 heard = False
                 _log.warning("%s was not released: %s", name, error)
         return heard
+
+    @property
+    def _met(self) -> list[str]:
+        """Hosts of this model in the world that stands."""
+        return [name for name in self._world.hosts if name in self._names]
 
     # ------------------------------------------------------------------ asking
 
@@ -254,8 +259,8 @@ class RemoteTeacher:
 
     def _meet(self, patience: _Patience) -> None:
         """Take the hosts of the world that stands, which must teach what the first ones did."""
-        self._generation, self._hosts = self._world.generation, list(self._world.hosts)
-        for name in self._world.hosts:
+        self._generation, self._hosts = self._world.generation, self._met
+        for name in self._met:
             try:
                 found = self._world.call(name, host.describe).wait(self._deadline_s)
             except WorldChanged:
@@ -310,7 +315,7 @@ class RemoteTeacher:
 
     def _renew_leases(self, every_s: float) -> None:
         while not self._done.wait(every_s):
-            for name in self._world.hosts:
+            for name in self._met:
                 try:
                     self._world.call(name, host.renew)
                 except CallFailed as error:

@@ -27,8 +27,10 @@ class TeacherLost(Interrupted):
 class Teacher(Protocol):
     """Where signals come from; the numbers do not depend on which."""
 
-    waited_s: float
-    """Seconds this student spent waiting for signals so far."""
+    @property
+    def waited_s(self) -> float:
+        """Seconds this student spent waiting for signals so far."""
+        ...
 
     def signals(
         self, items: Iterable[T], batches_of: Callable[[T], Sequence[Batch]], spec: SignalSpec, *, ahead: int

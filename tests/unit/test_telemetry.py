@@ -46,6 +46,7 @@ def telemetry(
     students: int = 1,
     sum_: Callable[[Tensor], Tensor] = alone,
     start: int = 0,
+    measures: tuple[str, ...] = (),
 ) -> Telemetry:
     return Telemetry(
         folder,
@@ -57,6 +58,7 @@ def telemetry(
         total_steps=10,
         start_step=start,
         progress=False,
+        measures=measures,
     )
 
 
@@ -150,6 +152,25 @@ def test_an_interval_starts_from_nothing(tmp_path: Path, clock: Clock) -> None:
     assert target.totals.sequences == 8
     assert target.totals.elapsed_s == 2.0
     assert speak(target, 3) == {}  # no step since
+
+
+def test_measures_are_means_over_their_own_counts(tmp_path: Path, clock: Clock) -> None:
+    """Not every micro-batch has all of them; where nothing was counted, nothing is said."""
+    target = telemetry(tmp_path, measures=("a/share", "a/cosine"))
+
+    def add_measures(**found: tuple[float, int]) -> None:
+        measures = {f"a/{name}": (torch.tensor(s), torch.tensor(n)) for name, (s, n) in found.items()}
+        target.add({}, torch.tensor(0), real_tokens=torch.tensor(5), computed_tokens=5, measures=measures)
+
+    told = []
+    for cosine in ({"cosine": (-1.0, 2)}, {}):
+        add_measures(share=(1.0, 3), **cosine)
+        add_measures(share=(2.0, 5))
+        target.step_done(sequences=8, tokens=10)
+        clock.now += 1.0
+        told.append({tag: value for tag, value in speak(target).items() if tag.startswith("a/")})
+    assert told == [{"a/share": 3 / 8, "a/cosine": -0.5}, {"a/share": 3 / 8}]
+    assert target.totals.measures == {"a/share": (6.0, 16.0), "a/cosine": (-1.0, 2.0)}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

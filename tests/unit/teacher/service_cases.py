@@ -127,11 +127,12 @@ def remote(
     student: int = 0,
     deadline_s: float = DEADLINE_S,
     patience_s: float = DEADLINE_S,
+    names: tuple[str, ...] | None = None,
     **more: Any,
 ) -> RemoteTeacher:
     return RemoteTeacher(
         cast(RpcWorld, world),
-        names=world.hosts,
+        names=world.hosts if names is None else names,
         student=student,
         deadline_s=deadline_s,
         patience_s=patience_s,

@@ -1,0 +1,30 @@
+"""Rules on several teachers: the entries themselves, and what goes together with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from distill_dist.config.fields import describe_problem
+from distill_dist.config.pool import is_pool
+from distill_dist.config.schema import RunConfig
+from distill_dist.config.schema_teacher import TeacherConfig
+
+
+def check_pool(config: RunConfig) -> Iterator[str]:
+    """One line per problem."""
+    for number, entry in enumerate(config.teachers):
+        if not entry.path:
+            yield f"teachers[{number}].path = '': required: a folder or hub name"
+        if not (entry.weight > 0 and math.isfinite(entry.weight)):
+            text = "must be above 0; leave the entry away to do without it"
+            yield f"teachers[{number}].weight = {entry.weight}: {text}"
+    if config.teachers and config.teacher.path != config.teachers[0].path:
+        text = f"with teachers it is the first one's, {config.teachers[0].path!r}: leave it away (or empty)"
+        yield describe_problem(config, "teacher.path", text)
+    if not is_pool(config) and config.teacher.combine != TeacherConfig.combine:
+        yield describe_problem(config, "teacher.combine", "needs at least two teachers")
+    models = len(config.teachers)
+    if is_pool(config) and 0 < config.cluster.teachers < models:
+        text = f"every model needs a process: at least the {models} of teachers, or 0 for all in the student's own"
+        yield describe_problem(config, "cluster.teachers", text)
