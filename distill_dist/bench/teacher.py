@@ -119,7 +119,7 @@ def _beside_one_host(
         world = member.join(running.store)
         teacher = remote_teacher(world, member)
         try:
-            found = _in_turns(student, teacher, spec, pace, sizes, progress, seed)
+            found = in_turns(student, teacher, spec, pace, sizes, progress, seed)
             progress("throughput of one host")
             found["rows_per_s"] = rows_per_s(teacher, stored, num_hosts=1, passes=sizes.scaling_passes)
         finally:
@@ -129,7 +129,7 @@ def _beside_one_host(
     return found
 
 
-def _in_turns(
+def in_turns(
     student: MeasuredStudent,
     teacher: RemoteTeacher,
     spec: SignalSpec,

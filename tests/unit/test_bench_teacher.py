@@ -16,7 +16,7 @@ from teacher.service_cases import client_of
 
 from distill_dist.bench import teacher_world
 from distill_dist.bench.distillation_cases import Setting, Shape, make_setting
-from distill_dist.bench.teacher import BARS, exchange_figures
+from distill_dist.bench.teacher import BARS, Sizes, exchange_figures, in_turns
 from distill_dist.bench.teacher_client import Exchange, are_equal, questions, rows_per_s
 from distill_dist.bench.teacher_store import (
     VARIANT_TOKENS,
@@ -32,6 +32,7 @@ from distill_dist.bench.teacher_table import bars, table
 from distill_dist.bench.teacher_wire import measure_wire
 from distill_dist.bench.teacher_worker import Replay
 from distill_dist.bench.teacher_world import Processes, meet
+from distill_dist.config.schema_teacher import TeacherConfig
 from distill_dist.records import Batch, SignalSpec, TeacherSignal
 from distill_dist.teacher.client import RemoteTeacher
 from distill_dist.teacher.host import TeacherHost
@@ -192,6 +193,29 @@ def test_served_steps_ask_for_every_pass_and_get_the_teachers_signals(
         assert computed == before, "the second pass is all cached"
     assert 0 < block.waited_s < block.seconds
     assert (block.computed > 0, warm.computed) == (True, 0)
+
+
+def test_served_passes_take_turns_at_the_pace_of_the_step(
+    stored: StoredCases, spec: SignalSpec, setting: Setting, tmp_path: Path
+) -> None:
+    teaching, said = host(stored, tmp_path), list[str]()
+    pace, sizes = Pace(tmp_path), Sizes(rounds=2, cases=3, passes=2, shape=TINY)
+    with client_of({"teacher": teaching}) as client:
+        found = in_turns(MeasuredStudent(setting), client, spec, pace, sizes, said.append, 0)
+    assert said == [f"{kind} {number}/2" for number in (1, 2) for kind in ("hidden_teacher", "warm_cache")]
+    assert pace.seconds == pytest.approx(0.9 * found["ready_step_ms"] / 1000)
+    rows = sum(len(set(contents(batch))) for batch in stored.batches)
+    # what fills the cache, then two passes a round and a pass or less before and after, all of rows never asked for
+    ahead = TeacherConfig().prefetch
+    asked = 2 * sizes.cases + (min(2 * sizes.cases, ahead + 1) + min(2 * sizes.cases, ahead))
+    computed = found["counters"]["teacher"]["computed_rows"]
+    assert rows * (1 + 2 * 4) <= computed <= TINY.batch * (1 + 2) * asked
+    for kind in ("hidden_teacher", "warm_cache"):
+        low, high = found[kind]["quartiles"]
+        assert 0 < low <= found[kind]["share"] <= high
+        assert found[kind]["step_ms"] > found[kind]["waited_ms"] > 0
+    assert found["hidden_teacher"]["computed_share"] > 0
+    assert found["warm_cache"]["computed_share"] == 0
 
 
 def test_steps_train_and_leave_no_gradient(setting: Setting) -> None:
