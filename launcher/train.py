@@ -20,10 +20,19 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any] | None:
     if config.cluster.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported
     stop = StopSignal()  # before the imports: a launcher may change its mind while they run
-    # Only now: a wrong key answers at once, torch and DeepSpeed take seconds.
-    from distill_dist.assemble.run import run
+    # Only now: a wrong key answers at once, torch and DeepSpeed take seconds. And only the own role: a teacher's
+    # supervisor needs neither DeepSpeed nor transformers, which take 200 MB more.
+    from distill_dist.assemble.run import enter
 
-    return run(config, stop)
+    place, folder = enter(config, stop)
+    if place.is_teacher:
+        from distill_dist.assemble.teacher_rank import serve_teacher
+
+        serve_teacher(config, place, stop, folder)
+        return None
+    from distill_dist.assemble.student_rank import train_student
+
+    return train_student(config, place, stop, folder)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ class Place:
         return self.launch.rank
 
     @property
+    def is_teacher(self) -> bool:
+        """Whether it teaches; else it is a student."""
+        return self.roles.is_teacher(self.rank)
+
+    @property
     def student(self) -> int:
         """Number among the students; only for students."""
         return self.roles.students.index(self.rank)

@@ -8,7 +8,6 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,11 +25,8 @@ from distill_dist.stop_signal import StopSignal
 _log = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
-    """Train or teach until the run is done, or until ``stop``: the summary on student 0, None elsewhere.
-
-    Raises UserError, Interrupted.
-    """
+def enter(config: RunConfig, stop: StopSignal) -> tuple[Place, RunFolder]:
+    """This process's place among those of the run, once all have met, and the run's folder. Raises UserError."""
     launch = read_environment(os.environ)
     roles = assign_roles(
         world_size=launch.world_size,
@@ -54,15 +50,7 @@ def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
     place = Place(launch=launch, roles=roles, store=store, device=device, run=_scope(config))
     if place.device.type == "cpu":
         torch.set_num_threads(_threads(config.cluster.threads, launch.local_size))
-    # What the other role imports takes seconds and 200 MB, of which a teacher's supervisor needs nothing.
-    if roles.is_teacher(launch.rank):
-        from distill_dist.assemble.teacher_rank import serve_teacher
-
-        serve_teacher(config, place, stop, folder)
-        return None
-    from distill_dist.assemble.student_rank import train_student
-
-    return train_student(config, place, stop, folder)
+    return place, folder
 
 
 def _device(config: RunConfig, launch: LaunchEnvironment, folder: RunFolder) -> torch.device:
