@@ -74,7 +74,8 @@ def layer_list(model: nn.Module) -> nn.ModuleList:
     if not isinstance(getattr(base, "embeddings", None), nn.Module) or not isinstance(layers, nn.ModuleList):
         raise UserError(
             f"{type(model).__name__} does not have the parts of a supported encoder (an embedding block and a list "
-            "of layers); use BERT, RoBERTa, ELECTRA, DistilBERT, DeBERTa-v2 or ModernBERT"
+            "of layers); use BERT, RoBERTa, ELECTRA, DistilBERT, DeBERTa-v2 or ModernBERT (a teacher by logits alone "
+            "may also be a Llama, Mistral, Qwen2 or Qwen3)"
         )
     return layers
 
