@@ -64,4 +64,4 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _show(flat: dict[str, Any], key: str) -> str:
-    return f"{flat[key]}" if key in flat else "(none)"
+    return f"{flat[key]}".replace("\n", "\\n") if key in flat else "(none)"
