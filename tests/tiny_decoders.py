@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-END = "<|end|>"
+END = "<|endoftext|>"  # as Qwen2's class adds it to a vocabulary without one
 BEGIN = "<|begin|>"
 TEXTS = [
     "every dog runs and some dog barks loudly",
@@ -55,22 +55,21 @@ def tiny_decoder(
     **more: Any,
 ) -> Any:
     """A random classifier in eval mode, of grouped heads. Initial weights of 0.3: far from linear."""
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=words,
-        hidden_size=hidden,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=hidden // 4,
-        intermediate_size=2 * hidden,
-        max_position_embeddings=128,
-        num_labels=classes,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=pad_token_id,
+    options = {
+        "hidden_size": hidden,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": hidden // 4,
+        "intermediate_size": 2 * hidden,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.3,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
         **more,
+    }
+    config = AutoConfig.for_model(
+        family, vocab_size=words, num_labels=classes, pad_token_id=pad_token_id, **options
     )
     config._attn_implementation = "eager"
     with torch.random.fork_rng():

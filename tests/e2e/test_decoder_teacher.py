@@ -68,7 +68,9 @@ def test_the_same_losses_from_every_place_that_teaches(world: DecoderWorld, tmp_
     assert len(expected) == summary["steps"] == TRAIN_ROWS // 8
 
     cached = (f"teacher.cache_dir={tmp_path}/cache", "cluster.teachers=1")
-    fill = launch("cache_teacher.py", world.arguments(tmp_path / "cached", *cached), logs=tmp_path / "logs-fill")
+    fill = launch(
+        "cache_teacher.py", world.arguments(tmp_path / "cached", *cached), logs=tmp_path / "logs-fill"
+    )
     assert fill.processes[0].returncode == 0, fill.text()
     found = last_json(fill.stdout())
     # train for the objective and again for the order, which asks the same; dev
@@ -94,7 +96,9 @@ def test_the_same_losses_from_every_place_that_teaches(world: DecoderWorld, tmp_
     assert again["loyalty"] == pytest.approx(summary["loyalty"])
 
 
-@pytest.mark.parametrize("kind", ["gradients", "not prepared", "no tokenizer of its own", "cut from its teacher"])
+@pytest.mark.parametrize(
+    "kind", ["gradients", "not prepared", "no tokenizer of its own", "cut from its teacher"]
+)
 def test_what_cannot_work_is_refused_in_one_message(world: DecoderWorld, tmp_path: Path, kind: str) -> None:
     changed, words = {
         "gradients": (["method=gkd"], ["method = 'gkd'", "only logits can be learned", "take kd"]),
