@@ -23,7 +23,6 @@ from distill_dist.data.manifest import (
     TOKENIZER_FOLDER,
     Manifest,
     TeacherTokens,
-    load_manifest,
 )
 from distill_dist.data.tasks import resolve_task
 from distill_dist.errors import UserError
@@ -83,7 +82,7 @@ def check_prepared(config: RunConfig, manifest: Manifest) -> None:
             data.teacher_tokenizer,
             Path(data.prepared),
             what="data.teacher_tokenizer",
-            tokens=manifest.read_by_teacher,
+            name=TEACHER_TOKENIZER_FOLDER,
         )
 
 
@@ -147,9 +146,9 @@ def read_teacher(
 ) -> EncoderParts:
     """The frozen model in ``folder``, which ``what`` = ``value`` names, over the tokens that teachers read."""
     tokens = manifest.read_by_teacher
-    check_tokenizer(folder, prepared, what=what, tokens=tokens)
-    role = "the teacher"
-    model = load_teacher(folder, labels=manifest.labels, attention="eager", what=role)
+    name = TOKENIZER_FOLDER if manifest.teacher is None else TEACHER_TOKENIZER_FOLDER
+    check_tokenizer(folder, prepared, what=what, name=name)
+    model = load_teacher(folder, labels=manifest.labels, attention="eager")
     check_decoder_vocabulary(model.config, manifest, what=what, value=value)
     check_vocabulary(model.config, tokens, what=what, value=value)
     return teacher_parts(model.to(device), pad_token_id=tokens.pad_token_id)
@@ -158,9 +157,8 @@ def read_teacher(
 def teacher_shape(config: RunConfig) -> TeacherShape:
     """Depth and widths of the teacher, from its configuration file alone. UserError where the run asks too much."""
     folder = locate(config.teacher.path, what="teacher.path")
-    prepared = Path(config.data.prepared)
-    tokens = load_manifest(prepared).read_by_teacher
-    check_tokenizer(folder, prepared, what="teacher.path", tokens=tokens)
+    name = TEACHER_TOKENIZER_FOLDER if config.data.teacher_tokenizer else TOKENIZER_FOLDER
+    check_tokenizer(folder, Path(config.data.prepared), what="teacher.path", name=name)
     with naming_the_folder(folder, "model"):
         found = AutoConfig.from_pretrained(folder)
         shape = TeacherShape(
@@ -193,22 +191,19 @@ def check_vocabulary(model_config: Any, tokens: Manifest | TeacherTokens, *, wha
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "tokenizer.model")
 
 
-def check_tokenizer(
-    folder: str, prepared: Path, *, what: str, tokens: Manifest | TeacherTokens | None = None
-) -> None:
+def check_tokenizer(folder: str, prepared: Path, *, what: str, name: str = TOKENIZER_FOLDER) -> None:
     """Raises UserError when the model in ``folder`` has another vocabulary than the prepared data.
 
-    It would answer nonsense without a word. A folder without a tokenizer cannot be compared. ``tokens`` are those that
-    it reads; None: the student's.
+    It would answer nonsense without a word. A folder without a tokenizer cannot be compared. ``name`` says in
+    which of the two vocabularies it reads: `tokenizer` or `teacher_tokenizer`.
     """
-    name = TEACHER_TOKENIZER_FOLDER if isinstance(tokens, TeacherTokens) else TOKENIZER_FOLDER
     if not any((Path(folder) / name).exists() for name in _VOCABULARIES):
         return
     with naming_the_folder(folder, "tokenizer"):
         theirs = AutoTokenizer.from_pretrained(folder).get_vocab()
     if theirs != AutoTokenizer.from_pretrained(prepared / name).get_vocab():
-        other = ", or name it in data.teacher_tokenizer" if what == "teacher.path" and tokens else ""
-        other = other if name == TOKENIZER_FOLDER else ""
+        may_differ = name == TOKENIZER_FOLDER and what.startswith("teacher")
+        other = ", or name it in data.teacher_tokenizer" if may_differ else ""
         raise UserError(
             f"{what}={folder!r} has another vocabulary than data.prepared={str(prepared)!r}: token ids would mean "
             f"other words to it. Prepare the data with data.{name} of this model{other}"
