@@ -20,7 +20,6 @@ from distill_dist.errors import UserError
 from distill_dist.evaluation.split import SplitScorer, loyalty
 from distill_dist.hub import locate
 from distill_dist.models.build import load_teacher
-from distill_dist.models.decoder import DecoderParts
 from distill_dist.models.encoder import encoder_parts
 from distill_dist.teacher.local import LocalTeacher
 
@@ -47,7 +46,7 @@ def score(config: RunConfig, *, student: str, teacher: str, split: str, saliency
     def load_its_teacher(path: str) -> LocalTeacher:
         folder = locate(path, what="teacher")
         parts = read_teacher(folder, manifest, prepared, device, what="teacher", value=path)
-        if saliency and (manifest.teacher is not None or isinstance(parts, DecoderParts)):
+        if saliency and (manifest.teacher is not None or parts.logits_alone):
             raise UserError(
                 f"--saliency compares what both models make of the same tokens, and the teacher {path!r} is a decoder "
                 "or reads tokens of its own (data.teacher_tokenizer): leave it away"

@@ -26,6 +26,11 @@ class DecoderParts(EncoderParts):
 
     pad_token_id: int
 
+    @property
+    def logits_alone(self) -> bool:
+        """See EncoderParts."""
+        return True
+
     def logits_BC(self, input_ids_BL: Tensor, attention_mask_BL: Tensor, token_type_ids_BL: Tensor) -> Tensor:
         """See EncoderParts. Whatever stands on padding becomes the token that the head looks past; rows are padded on
         the right, so that no real token sees it."""

@@ -27,6 +27,11 @@ class EncoderParts:
     )
     attention_kernels: tuple[str, ...]  # of `eager` and `sdpa`
 
+    @property
+    def logits_alone(self) -> bool:
+        """Whether nothing from inside of it means anything to a student."""
+        return False
+
     def logits_BC(self, input_ids_BL: Tensor, attention_mask_BL: Tensor, token_type_ids_BL: Tensor) -> Tensor:
         """One forward: class logits [B, C] in fp32 or better, graph attached where gradients are on."""
         segments = {"token_type_ids": token_type_ids_BL} if self.takes_token_types else {}

@@ -85,6 +85,10 @@ def test_the_same_losses_from_every_place_that_teaches(world: DecoderWorld, tmp_
         there = last_json(ranks.stdout(0))
         for key in ("student", "teacher", "loyalty", "splits", "best_step"):
             assert there[key] == summary[key], (name, key)
+    here = world.arguments(tmp_path / "here", cached[0])
+    done = launch("train.py", here, logs=tmp_path / "logs-here")
+    assert done.processes[0].returncode == 0, done.text()
+    assert trace(tmp_path / "here") == expected, "in process, out of the cache"
     computed = {name: counters_of(tmp_path / name, 1)["computed_rows"] for name in ("remote", "cached")}
     assert computed["remote"] > TRAIN_ROWS
     assert computed["cached"] == 0

@@ -17,6 +17,7 @@ from distill_dist.teacher.local import LocalTeacher
 from distill_dist.teacher.row_codec import RowCodec, WireTypes
 from distill_dist.teacher.row_computer import RowComputer
 from distill_dist.teacher.row_keys import row_keys, teacher_fingerprint
+from distill_dist.teacher.sanity import drift, fault
 from distill_dist.teacher.wire import join_requests, pack_request
 
 CPU = torch.device("cpu")
@@ -85,6 +86,20 @@ def test_a_decoder_behind_rows_says_what_it_says_in_process() -> None:
     rows = compute(join_requests([other, asked.take([1, 2]), asked.take([0])]), SignalSpec())
     expected = compute_signal(decoder, *batch.teacher_inputs, SignalSpec()).logits_BC
     assert torch.equal(codec.decode(rows).logits_BC[2:], expected[[1, 2, 0]])
+
+
+def test_a_decoder_is_probed_by_its_logits_alone() -> None:
+    """Without gradients, whose backward a large one could not afford; its host compares what it says later on."""
+    decoder = teacher_parts(tiny_decoder(words=40).requires_grad_(False), pad_token_id=1)
+    compute = RowComputer(decoder, CPU, types=WireTypes(), fingerprint="f" * 64)
+    rows = pack_request(both(), labels=False)
+    said = compute.introduce(rows)
+    assert said["probe"]["saliency"] == []
+    assert set(said["wire_report"]) == {"bytes_per_row"}
+    expected = compute_signal(decoder, *both().teacher_inputs, SignalSpec()).logits_BC
+    assert said["probe"]["logits"] == expected.tolist()
+    assert fault(compute.probe(rows)) is None
+    assert drift(compute.probe(rows), compute.probe(rows)) is None
 
 
 def test_another_tokenizer_or_another_padding_token_is_another_teacher() -> None:
