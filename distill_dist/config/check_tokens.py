@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from distill_dist.config.fields import describe_problem
 from distill_dist.config.methods import asks_inside
+from distill_dist.config.pool import teachers_of
 from distill_dist.config.schema import DataConfig, RunConfig
 
 
@@ -20,7 +21,8 @@ def check_teacher_tokens(config: RunConfig) -> Iterator[str]:
 
 def check_other_tokens(config: RunConfig) -> Iterator[str]:
     """One line per problem of a run that learns from it."""
-    if not (config.data.teacher_tokenizer and config.teacher.path):
+    paths = [teacher.path for teacher in teachers_of(config)]  # several read the same second tokens
+    if not (config.data.teacher_tokenizer and paths):
         return
     for key in asks_inside(config):
         text = (
@@ -28,7 +30,7 @@ def check_other_tokens(config: RunConfig) -> Iterator[str]:
             "(data.teacher_tokenizer); of it only logits can be learned: "
         )
         yield describe_problem(config, key, text + _REMEDIES[key])
-    if config.student.path and config.student.path == config.teacher.path:
+    if config.student.path in paths:
         text = (
             "a student cut from its teacher reads its tokens: name an encoder of data.tokenizer, or no path"
         )
