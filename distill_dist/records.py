@@ -51,11 +51,24 @@ class Batch:
     # float32, λ of every row (METHOD.md §4); None: the objective's own constant for all of them.
     reliance_B: Tensor | None = None
     positions_B: Tensor | None = None  # int64, the row's place in its global batch; 0 for filler rows
+    # The same rows as a teacher with a tokenizer of its own reads them, padded to an L of their own; else None.
+    teacher_input_ids_BL: Tensor | None = None  # int64
+    teacher_attention_mask_BL: Tensor | None = None  # int64, 1 on real tokens
+    teacher_token_type_ids_BL: Tensor | None = None  # int64
 
     @property
     def inputs(self) -> Inputs:
-        """What a forward reads of it."""
+        """What a forward of the student reads of it, and of its teacher where one tokenizer serves both."""
         return self.input_ids_BL, self.attention_mask_BL, self.token_type_ids_BL
+
+    @property
+    def teacher_inputs(self) -> Inputs:
+        """What a forward of the teacher reads of it."""
+        if self.teacher_input_ids_BL is None:
+            return self.inputs
+        assert self.teacher_attention_mask_BL is not None
+        assert self.teacher_token_type_ids_BL is not None
+        return self.teacher_input_ids_BL, self.teacher_attention_mask_BL, self.teacher_token_type_ids_BL
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on ``device``; asynchronous where the memory is pinned."""

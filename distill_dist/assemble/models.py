@@ -10,9 +10,20 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from distill_dist.assemble.teacher_tokens import (
+    check_decoder,
+    check_decoder_vocabulary,
+    check_prepared_for_teacher,
+    refuse_decoder,
+)
 from distill_dist.config.methods import is_aligned
 from distill_dist.config.schema import RunConfig
-from distill_dist.data.manifest import Manifest
+from distill_dist.data.manifest import (
+    TEACHER_TOKENIZER_FOLDER,
+    TOKENIZER_FOLDER,
+    Manifest,
+    TeacherTokens,
+)
 from distill_dist.data.tasks import resolve_task
 from distill_dist.errors import UserError
 from distill_dist.hub import locate
@@ -25,6 +36,7 @@ from distill_dist.models.build import (
     set_dropout,
     student_from,
 )
+from distill_dist.models.decoder import teacher_parts
 from distill_dist.models.encoder import EncoderParts, encoder_parts, max_positions
 
 
@@ -62,8 +74,16 @@ def check_prepared(config: RunConfig, manifest: Manifest) -> None:
                 f"{key}={wanted!r}, but data.prepared={data.prepared!r} was prepared with {prepared!r}: prepare again "
                 "with launcher/prepare.py --replace, or set it back"
             )
+    check_prepared_for_teacher(config, manifest)
     if os.path.isdir(data.tokenizer):  # a name is not looked up again
         check_tokenizer(data.tokenizer, Path(data.prepared), what="data.tokenizer")
+    if os.path.isdir(data.teacher_tokenizer):
+        check_tokenizer(
+            data.teacher_tokenizer,
+            Path(data.prepared),
+            what="data.teacher_tokenizer",
+            name=TEACHER_TOKENIZER_FOLDER,
+        )
 
 
 def build_student(config: RunConfig, manifest: Manifest) -> EncoderParts:
@@ -72,6 +92,7 @@ def build_student(config: RunConfig, manifest: Manifest) -> EncoderParts:
     student = config.student
     if student.path:
         folder = locate(student.path, what="student.path")
+        refuse_decoder(folder, what="student.path")
         check_tokenizer(folder, Path(config.data.prepared), what="student.path")
         model = student_from(
             folder,
@@ -115,38 +136,54 @@ def choose_attention(config: RunConfig, student: EncoderParts) -> str:
 def build_teacher(config: RunConfig, manifest: Manifest, device: torch.device) -> EncoderParts:
     """The frozen teacher on ``device``, over the classes and the vocabulary of the prepared data."""
     folder = locate(config.teacher.path, what="teacher.path")
-    check_tokenizer(folder, Path(config.data.prepared), what="teacher.path")
+    return read_teacher(
+        folder, manifest, Path(config.data.prepared), device, what="teacher.path", value=config.teacher.path
+    )
+
+
+def read_teacher(
+    folder: str, manifest: Manifest, prepared: Path, device: torch.device, *, what: str, value: str
+) -> EncoderParts:
+    """The frozen model in ``folder``, which ``what`` = ``value`` names, over the tokens that teachers read."""
+    tokens = manifest.read_by_teacher
+    name = TOKENIZER_FOLDER if manifest.teacher is None else TEACHER_TOKENIZER_FOLDER
+    check_tokenizer(folder, prepared, what=what, name=name)
     model = load_teacher(folder, labels=manifest.labels, attention="eager")
-    check_vocabulary(model.config, manifest, what="teacher.path", value=config.teacher.path)
-    return encoder_parts(model.to(device))
+    check_decoder_vocabulary(model.config, manifest, what=what, value=value)
+    check_vocabulary(model.config, tokens, what=what, value=value)
+    return teacher_parts(model.to(device), pad_token_id=tokens.pad_token_id)
 
 
 def teacher_shape(config: RunConfig) -> TeacherShape:
-    """Depth and widths of the teacher, from its configuration file alone."""
+    """Depth and widths of the teacher, from its configuration file alone. UserError where the run asks too much."""
     folder = locate(config.teacher.path, what="teacher.path")
-    check_tokenizer(folder, Path(config.data.prepared), what="teacher.path")
+    name = TEACHER_TOKENIZER_FOLDER if config.data.teacher_tokenizer else TOKENIZER_FOLDER
+    check_tokenizer(folder, Path(config.data.prepared), what="teacher.path", name=name)
     with naming_the_folder(folder, "model"):
         found = AutoConfig.from_pretrained(folder)
-        return TeacherShape(
+        shape = TeacherShape(
             layers=found.num_hidden_layers,
             hidden_size=found.hidden_size,
             embedding_size=getattr(found, "embedding_size", found.hidden_size),
             pools_cls=getattr(found, "classifier_pooling", "cls") == "cls",
         )
+    check_decoder(config, found)
+    return shape
 
 
-def check_vocabulary(model_config: Any, manifest: Manifest, *, what: str, value: str) -> None:
+def check_vocabulary(model_config: Any, tokens: Manifest | TeacherTokens, *, what: str, value: str) -> None:
     """Raises UserError when the model embeds fewer tokens or positions than the prepared data has."""
-    if model_config.vocab_size < manifest.vocab_size:
+    of_teacher = "" if isinstance(tokens, Manifest) else "teacher_"
+    if model_config.vocab_size < tokens.vocab_size:
         raise UserError(
             f"{what}={value!r} embeds {model_config.vocab_size} tokens, the prepared data has ids up to "
-            f"{manifest.vocab_size}: prepare again with data.tokenizer of this model"
+            f"{tokens.vocab_size}: prepare again with data.{of_teacher}tokenizer of this model"
         )
     positions = max_positions(model_config)
-    if positions < manifest.max_length:
+    if positions < tokens.max_length:
         raise UserError(
-            f"{what}={value!r} reads at most {positions} tokens, the data was prepared with data.max_length="
-            f"{manifest.max_length}: prepare again with a smaller one"
+            f"{what}={value!r} reads at most {positions} tokens, the data was prepared with "
+            f"data.{of_teacher}max_length={tokens.max_length}: prepare again with a smaller one"
         )
 
 
@@ -154,17 +191,20 @@ def check_vocabulary(model_config: Any, manifest: Manifest, *, what: str, value:
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "tokenizer.model")
 
 
-def check_tokenizer(folder: str, prepared: Path, *, what: str) -> None:
+def check_tokenizer(folder: str, prepared: Path, *, what: str, name: str = TOKENIZER_FOLDER) -> None:
     """Raises UserError when the model in ``folder`` has another vocabulary than the prepared data.
 
-    It would answer nonsense without a word. A folder without a tokenizer cannot be compared.
+    It would answer nonsense without a word. A folder without a tokenizer cannot be compared. ``name`` says in
+    which of the two vocabularies it reads: `tokenizer` or `teacher_tokenizer`.
     """
     if not any((Path(folder) / name).exists() for name in _VOCABULARIES):
         return
     with naming_the_folder(folder, "tokenizer"):
         theirs = AutoTokenizer.from_pretrained(folder).get_vocab()
-    if theirs != AutoTokenizer.from_pretrained(prepared / "tokenizer").get_vocab():
+    if theirs != AutoTokenizer.from_pretrained(prepared / name).get_vocab():
+        may_differ = name == TOKENIZER_FOLDER and what.startswith("teacher")
+        other = ", or name it in data.teacher_tokenizer" if may_differ else ""
         raise UserError(
             f"{what}={folder!r} has another vocabulary than data.prepared={str(prepared)!r}: token ids would mean "
-            f"other words to it. Prepare the data with data.tokenizer of this model"
+            f"other words to it. Prepare the data with data.{name} of this model{other}"
         )

@@ -82,7 +82,7 @@ def _without_places(config: RunConfig) -> RunConfig:
         config,
         run_dir="",
         deepspeed_config="",
-        data=replace(config.data, path="", prepared="", tokenizer=""),
+        data=replace(config.data, path="", prepared="", tokenizer="", teacher_tokenizer=""),
         curriculum=replace(config.curriculum, file=""),
         student=replace(config.student, path=""),
         teacher=replace(config.teacher, path=""),

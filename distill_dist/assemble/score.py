@@ -9,13 +9,14 @@ import transformers
 from torch import Tensor
 
 from distill_dist.assemble.device import pick_device
-from distill_dist.assemble.models import check_tokenizer, check_vocabulary
+from distill_dist.assemble.models import check_tokenizer, check_vocabulary, read_teacher
 from distill_dist.assemble.teacher_pool import joined
 from distill_dist.config.pool import teachers_of
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.loader import evaluation_batches
 from distill_dist.data.manifest import load_manifest
 from distill_dist.data.shards import open_split
+from distill_dist.errors import UserError
 from distill_dist.evaluation.split import SplitScorer, loyalty
 from distill_dist.hub import locate
 from distill_dist.models.build import load_teacher
@@ -35,12 +36,22 @@ def score(config: RunConfig, *, student: str, teacher: str, split: str, saliency
     rows = open_split(prepared, split)
     device = pick_device(config.cluster.device, 0)
 
-    def load(path: str, what: str) -> LocalTeacher:
-        folder = locate(path, what=what)
-        check_tokenizer(folder, prepared, what=what)
-        model = load_teacher(folder, labels=manifest.labels, attention="eager", what=f"the {what}")
-        check_vocabulary(model.config, manifest, what=what, value=path)
-        return LocalTeacher(encoder_parts(model.to(device)), device)
+    def load_student(path: str) -> LocalTeacher:
+        folder = locate(path, what="student")
+        check_tokenizer(folder, prepared, what="student")
+        model = load_teacher(folder, labels=manifest.labels, attention="eager", what="the student")
+        check_vocabulary(model.config, manifest, what="student", value=path)
+        return LocalTeacher(encoder_parts(model.to(device)), device, is_student=True)
+
+    def load_its_teacher(path: str) -> LocalTeacher:
+        folder = locate(path, what="teacher")
+        parts = read_teacher(folder, manifest, prepared, device, what="teacher", value=path)
+        if saliency and (manifest.teacher is not None or parts.logits_alone):
+            raise UserError(
+                f"--saliency compares what both models make of the same tokens, and the teacher {path!r} is a decoder "
+                "or reads tokens of its own (data.teacher_tokenizer): leave it away"
+            )
+        return LocalTeacher(parts, device)
 
     def alone(tensor: Tensor) -> Tensor:
         return tensor
@@ -57,13 +68,13 @@ def score(config: RunConfig, *, student: str, teacher: str, split: str, saliency
         device=device,
         ahead=0,
     )
-    ours = load(student, "student")
+    ours = load_student(student)
     ours_NC = scorer.logits_NC(ours)
     found: dict[str, Any] = {"split": split, "rows": rows.num_rows, "student": scorer.metrics(ours_NC)}
     paths = [teacher] if teacher else [each.path for each in teachers_of(config)]
     if not paths:
         return found
-    theirs = joined(config, [load(path, "teacher") for path in paths])
+    theirs = joined(config, [load_its_teacher(path) for path in paths])
     theirs_NC = scorer.logits_NC(theirs)
     found["teacher"] = scorer.metrics(theirs_NC)
     found["loyalty"] = loyalty(ours_NC, theirs_NC)

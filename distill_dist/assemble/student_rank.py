@@ -119,7 +119,7 @@ def _train(
     train = config.train
     plain = plain_loader(config, loaded, group)
     engine, student, alignment = _student(config, place, loaded, group, teacher, plain)
-    itself = LocalTeacher(encoder_parts(engine.module), place.device)
+    itself = LocalTeacher(encoder_parts(engine.module), place.device, is_student=True)
     served = served_scores(config, loaded, group, folder)
     curriculum = build_curriculum(
         config, place, loaded, group, folder, engine, stop,

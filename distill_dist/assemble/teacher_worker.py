@@ -74,7 +74,7 @@ def computer_of(
         parts,
         device,
         types=WireTypes(wire.states, wire.cls_gradients, wire.embedding_gradients),
-        fingerprint=teacher_fingerprint(parts, tokenizer=manifest.tokenizer),
+        fingerprint=teacher_fingerprint(parts, tokenizer=manifest.read_by_teacher.tokenizer),
     )
 
 

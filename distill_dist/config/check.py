@@ -17,6 +17,7 @@ from distill_dist.config.check_alignment import check_alignment
 from distill_dist.config.check_curriculum import check_curriculum
 from distill_dist.config.check_pool import check_pool
 from distill_dist.config.check_teacher import check_teacher
+from distill_dist.config.check_tokens import check_other_tokens, check_teacher_tokens
 from distill_dist.config.deepspeed_json import load_deepspeed_json
 from distill_dist.config.fields import describe_problem as _problem
 from distill_dist.config.fields import schema_fields, value_at
@@ -65,6 +66,7 @@ _SEED = Range(0, 2**32 - 1)  # numpy takes no larger one
 RANGES: dict[str, Range] = {
     "seed": _SEED,
     "data.max_length": Range(8, 8192),
+    "data.teacher_max_length": Range(8, 8192),
     "data.rows_per_shard": _COUNT,
     "data.window_shards": _COUNT_OR_NONE,
     "data.synthetic.train_rows": _COUNT,
@@ -145,10 +147,10 @@ def check_config(config: RunConfig, *, need: Need = "train") -> list[str]:
     """
     rules: list[Callable[[RunConfig], Iterator[str]]] = [_ranges, _prepared]
     if need != "evaluate":  # which reads only what was prepared
-        rules.append(_data)
+        rules += [_data, check_teacher_tokens]
     if need == "train":
         rules += [_student_source, _student_layers, _method, _matched_layers, check_alignment, _batch, _run]
-        rules += [check_curriculum, check_teacher, check_pool]
+        rules += [check_curriculum, check_teacher, check_pool, check_other_tokens]
     # Other rules look at the files that the texts name.
     return list(_texts(config)) or [problem for rule in rules for problem in rule(config)]
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distill_dist.config.fields import describe_problem
+from distill_dist.config.methods import teacher_max_length
 from distill_dist.config.schema import RunConfig
 from distill_dist.config.schema_teacher import WireConfig
 
 
 def check_teacher(config: RunConfig) -> Iterator[str]:
     """One line per problem."""
-    teacher, longest = config.teacher, config.data.max_length
+    teacher, longest = config.teacher, teacher_max_length(config.data)
     if teacher.lease_s <= teacher.deadline_s:
         text = f"must be above teacher.deadline_s = {teacher.deadline_s}"
         yield describe_problem(config, "teacher.lease_s", text)
     if teacher.batch_tokens < longest:
-        text = f"one row must fit: at least data.max_length = {longest}"
+        name = "max_length" if config.data.teacher_max_length is None else "teacher_max_length"
+        text = f"one row must fit: at least data.{name} = {longest}"
         yield describe_problem(config, "teacher.batch_tokens", text)
     if teacher.cache_dir_mib and not teacher.cache_dir:
         text = "limits teacher.cache_dir, and there is none: name one, or leave it away"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distill_dist.config.schema import RunConfig
+from distill_dist.config.schema import DataConfig, RunConfig
 
 
 def is_gradient_method(method: str) -> bool:
@@ -18,6 +18,23 @@ def matches_states(method: str) -> bool:
 def is_aligned(config: RunConfig) -> bool:
     """Whether any term of the run is a function of the student's own gradients."""
     return is_gradient_method(config.method) or config.weight.attribution > 0
+
+
+def asks_inside(config: RunConfig) -> list[str]:
+    """Keys of what asks a teacher for more than its logits: states, gradients, embeddings of single tokens."""
+    asked = {
+        "method": is_gradient_method(config.method) or matches_states(config.method),
+        "weight.attribution": config.weight.attribution > 0,
+        "weight.noise": config.weight.noise > 0,
+        "evaluate.saliency": config.evaluate.saliency,
+    }
+    return [key for key, is_asked in asked.items() if is_asked]
+
+
+def teacher_max_length(data: DataConfig) -> int:
+    """Most tokens of a row as its teacher reads it."""
+    own = data.teacher_max_length if data.teacher_tokenizer else None
+    return data.max_length if own is None else own
 
 
 def has_curriculum(config: RunConfig) -> bool:

@@ -61,6 +61,15 @@ class DataConfig:
     makes of its own words; required for every other source."""
     max_length: int = 128
     """Longest row in tokens, special tokens included; longer ones are truncated and counted; 8 to 8192."""
+    teacher_tokenizer: str = ""
+    """Folder, hub name or `pkg://PACKAGE/FOLDER` of the tokenizer of a teacher that has another one than the student,
+    say a decoder's: every row is prepared in both. Only logits are learned then. Empty: one serves both."""
+    teacher_max_length: int | None = None
+    """Longest row in tokens of the teacher's tokenizer; longer ones are truncated and counted; 8 to 8192. None:
+    `max_length`."""
+    teacher_separator: str = "\n"
+    """Put before the second text of a pair where the teacher's tokenizer puts nothing between two texts, as Qwen's;
+    as the teacher was fine-tuned. Empty: nothing."""
     prepared: str = ""
     """Folder that `launcher/prepare.py` writes shards to and every other launcher reads. Required."""
     rows_per_shard: int = 8192

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
-_TAKEN = ("tokenizer",)  # the prepared folder holds one under this name
+_TAKEN = ("tokenizer", "teacher_tokenizer")  # the prepared folder holds folders of these names
 
 
 def split_name_problem(split: str) -> str | None:

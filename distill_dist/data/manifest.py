@@ -15,6 +15,7 @@ from distill_dist.errors import UserError
 FORMAT_VERSION = 2  # 1 had no sources of rows
 MANIFEST = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
+TEACHER_TOKENIZER_FOLDER = "teacher_tokenizer"
 PREPARE_COMMAND = "python launcher/prepare.py --config FILE"
 BAD_ROWS = "bad_rows.jsonl"
 LENGTH_BUCKET = 8  # tokens per bar of the length histogram
@@ -55,6 +56,21 @@ class SplitEntry:
 
 
 @dataclass(frozen=True)
+class TeacherTokens:
+    """The tokens of `data.teacher_tokenizer`, which every row holds besides the student's.
+
+    ``tokens`` and ``truncated`` rows by split. ``pad_token_id`` is its end token's where it has none for padding.
+    """
+
+    max_length: int
+    pad_token_id: int
+    vocab_size: int
+    tokenizer: str  # fingerprint: sha256 over the files of the teacher's tokenizer folder
+    tokens: dict[str, int]
+    truncated: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A prepared folder. ``request`` holds what determined it: configuration, tokenizer, input checksums."""
 
@@ -68,11 +84,19 @@ class Manifest:
     splits: dict[str, SplitEntry]
     request: dict[str, Any]
     format: int = FORMAT_VERSION
+    teacher: TeacherTokens | None = (
+        None  # None: the student's tokens serve both, and the file has no such key
+    )
+
+    @property
+    def read_by_teacher(self) -> Manifest | TeacherTokens:
+        """Tokenizer, vocabulary and longest row of the tokens that a teacher reads."""
+        return self if self.teacher is None else self.teacher
 
 
 def save_manifest(manifest: Manifest, prepared: Path) -> None:
     """Writes manifest.json into ``prepared``."""
-    write_json(prepared / MANIFEST, asdict(manifest))
+    write_json(prepared / MANIFEST, _to_record(manifest))
 
 
 def load_manifest(prepared: Path) -> Manifest:
@@ -94,8 +118,11 @@ def load_manifest(prepared: Path) -> Manifest:
 
 def list_strangers(prepared: Path) -> list[str]:
     """What stands in ``prepared`` and is not of prepare's making, `train/notes.txt`; UserError as above."""
-    splits = _read(prepared)["splits"]
+    record = _read(prepared)
+    splits = record["splits"]
     ours = {MANIFEST, BAD_ROWS, TOKENIZER_FOLDER, *splits}
+    if "teacher" in record:
+        ours.add(TEACHER_TOKENIZER_FOLDER)
     strangers = [path for path in prepared.iterdir() if path.name not in ours]
     for split in splits:
         shards = (prepared / split).iterdir() if (prepared / split).is_dir() else ()
@@ -105,7 +132,7 @@ def list_strangers(prepared: Path) -> list[str]:
 
 def manifest_hash(manifest: Manifest) -> str:
     """sha256 of the rows themselves and their meaning: equal for equal shards, wherever they came from."""
-    content = asdict(manifest)
+    content = _to_record(manifest)
     del content["request"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -128,9 +155,20 @@ def _read(prepared: Path) -> dict[str, Any]:
     return record
 
 
+def _to_record(manifest: Manifest) -> dict[str, Any]:
+    """As JSON: equal rows of one vocabulary give the bytes that they gave before there were two."""
+    record = asdict(manifest)
+    if manifest.teacher is None:
+        del record["teacher"]
+    return record
+
+
 def _from_record(record: dict[str, Any]) -> Manifest:
     splits = {
         name: SplitEntry(**{**split, "shards": tuple(ShardEntry(**shard) for shard in split["shards"])})
         for name, split in record["splits"].items()
     }
-    return Manifest(**{**record, "labels": tuple(record["labels"]), "splits": splits})
+    teacher = TeacherTokens(**record["teacher"]) if "teacher" in record else None
+    return Manifest(
+        **{**record, "labels": tuple(record["labels"]), "splits": splits, "teacher": teacher},
+    )

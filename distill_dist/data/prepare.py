@@ -7,6 +7,7 @@ import glob
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,9 +18,11 @@ from distill_dist.config.schema import DataConfig
 from distill_dist.data.bad_rows import BadRowLog
 from distill_dist.data.manifest import (
     MANIFEST,
+    TEACHER_TOKENIZER_FOLDER,
     TOKENIZER_FOLDER,
     Manifest,
     SplitEntry,
+    TeacherTokens,
     list_strangers,
     load_manifest,
     save_manifest,
@@ -30,7 +33,8 @@ from distill_dist.data.shard_writer import ShardWriter
 from distill_dist.data.shards import find_damage
 from distill_dist.data.sources import Source, open_sources
 from distill_dist.data.tasks import Task, resolve_task
-from distill_dist.data.tokenization import RowTokenizer, load_tokenizer
+from distill_dist.data.teacher_tokenization import Tokenizers, load_tokenizers
+from distill_dist.data.tokenization import Tokens
 from distill_dist.durable import durable_folder, hold_lock, remove_stale
 from distill_dist.errors import UserError
 
@@ -65,8 +69,15 @@ def _prepare(config: DataConfig, *, progress: bool, replace: bool) -> dict[str, 
     _refuse_foreign(folder)
     task = resolve_task(config)
     sources = open_sources(config, task)
-    tokenizer = load_tokenizer(config)
-    request = build_request(config, task, tokenizer=tokenizer.fingerprint, sources=sources)
+    tokenizers = load_tokenizers(config)
+    student, teacher = tokenizers.student, tokenizers.teacher
+    request = build_request(
+        config,
+        task,
+        tokenizer=student.fingerprint,
+        teacher_tokenizer=None if teacher is None else teacher.fingerprint,
+        sources=sources,
+    )
     manifest = None if replace else _reusable(folder, request)
     reused = manifest is not None
     if manifest is None:  # only now: what is prepared already may lie on a disk that is read-only
@@ -76,7 +87,7 @@ def _prepare(config: DataConfig, *, progress: bool, replace: bool) -> dict[str, 
             reused = manifest is not None
             if manifest is None:
                 _refuse_strangers(folder)
-                manifest = _build(folder, config, task, sources, tokenizer, request, progress)
+                manifest = _build(folder, config, task, sources, tokenizers, request, progress)
     return _summary(config.prepared, manifest, reused=reused, seconds=time.monotonic() - started)
 
 
@@ -101,36 +112,70 @@ def _build(
     config: DataConfig,
     task: Task,
     sources: dict[str, Source],
-    tokenizer: RowTokenizer,
+    tokenizers: Tokenizers,
     request: dict[str, Any],
     progress: bool,
 ) -> Manifest:
     with durable_folder(folder) as temporary:
         with contextlib.closing(BadRowLog(temporary)) as bad_rows:
-            splits = {
-                split: _write_split(split, source, config, task, tokenizer, temporary, bad_rows, progress)
+            written = {
+                split: _write_split(split, source, config, task, tokenizers, temporary, bad_rows, progress)
                 for split, source in sources.items()
             }
             if config.on_bad_row == "error":
                 bad_rows.refuse()
+        splits = {split: entry for split, (entry, _) in written.items()}
         for split, entry in splits.items():
             if not entry.rows:
                 skipped = f" but bad ones. {bad_rows.describe()}" if entry.bad_rows else ""
                 raise UserError(f"{sources[split].place} has no rows{skipped}")
-        tokenizer.save(temporary / TOKENIZER_FOLDER)
+        tokenizers.student.save(temporary / TOKENIZER_FOLDER)
         manifest = Manifest(
             task=config.task,
             metric=task.metric,
             labels=task.labels,
             max_length=config.max_length,
-            pad_token_id=tokenizer.pad_token_id,
-            vocab_size=tokenizer.vocab_size,
-            tokenizer=tokenizer.fingerprint,
+            pad_token_id=tokenizers.student.pad_token_id,
+            vocab_size=tokenizers.student.vocab_size,
+            tokenizer=tokenizers.student.fingerprint,
             splits=splits,
             request=request,
+            teacher=_save_teacher(
+                tokenizers, {split: counts for split, (_, counts) in written.items()}, temporary
+            ),
         )
         save_manifest(manifest, temporary)
     return manifest
+
+
+@dataclass
+class _TeacherCounts:
+    """Of the rows of a split, as the teacher's own tokenizer cuts them."""
+
+    tokens: int = 0
+    truncated: int = 0
+
+    def add(self, row: Tokens) -> None:
+        self.tokens += row.tokens.shape[1]
+        self.truncated += row.truncated
+
+
+def _save_teacher(
+    tokenizers: Tokenizers, counts: dict[str, _TeacherCounts], folder: Path
+) -> TeacherTokens | None:
+    """Keeps the teacher's own tokenizer, if it has one; the manifest's record of it."""
+    teacher = tokenizers.teacher
+    if teacher is None:
+        return None
+    teacher.save(folder / TEACHER_TOKENIZER_FOLDER)
+    return TeacherTokens(
+        max_length=teacher.max_length,
+        pad_token_id=teacher.pad_token_id,
+        vocab_size=teacher.vocab_size,
+        tokenizer=teacher.fingerprint,
+        tokens={split: each.tokens for split, each in counts.items()},
+        truncated={split: each.truncated for split, each in counts.items()},
+    )
 
 
 def _write_split(
@@ -138,14 +183,14 @@ def _write_split(
     source: Source,
     config: DataConfig,
     task: Task,
-    tokenizer: RowTokenizer,
+    tokenizers: Tokenizers,
     folder: Path,
     bad_rows: BadRowLog,
     progress: bool,
-) -> SplitEntry:
+) -> tuple[SplitEntry, _TeacherCounts]:
     total, rows = source.open()
-    truncated = 0
-    writer = ShardWriter(folder, split, rows_per_shard=config.rows_per_shard, dtype=tokenizer.dtype)
+    truncated, of_teacher = 0, _TeacherCounts()
+    writer = _open_writer(folder, split, config, tokenizers)
     with (
         contextlib.closing(writer),
         tqdm(
@@ -162,12 +207,26 @@ def _write_split(
                     bad_rows.add(split, source.place, row)
             # A run that will be refused only counts from here on.
             if not (bad_rows.any and config.on_bad_row == "error"):
-                for row, encoded in zip(good, tokenizer.encode([row.texts for row in good]), strict=True):
-                    truncated += encoded.truncated
-                    writer.add(encoded.tokens, row)
+                encoded = tokenizers.encode([row.texts for row in good])
+                for row, (ours, theirs) in zip(good, encoded, strict=True):
+                    truncated += ours.truncated
+                    if theirs is not None:
+                        of_teacher.add(theirs)
+                    writer.add(ours.tokens, row, None if theirs is None else theirs.tokens)
             bar.update(len(batch))
         bar.total = bar.n  # what was expected counts lines, headers and line ends inside of fields too
-        return writer.finish(truncated=truncated, bad_rows=bad_rows.counts(split), labels=task.labels)
+        entry = writer.finish(truncated=truncated, bad_rows=bad_rows.counts(split), labels=task.labels)
+        return entry, of_teacher
+
+
+def _open_writer(folder: Path, split: str, config: DataConfig, tokenizers: Tokenizers) -> ShardWriter:
+    return ShardWriter(
+        folder,
+        split,
+        rows_per_shard=config.rows_per_shard,
+        dtype=tokenizers.student.dtype,
+        teacher_dtype=None if tokenizers.teacher is None else tokenizers.teacher.dtype,
+    )
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -217,12 +276,19 @@ def _refuse_strangers(folder: Path) -> None:
 
 
 def _summary(folder: str, manifest: Manifest, *, reused: bool, seconds: float) -> dict[str, Any]:
-    splits = manifest.splits.values()
+    splits, teacher = manifest.splits.values(), manifest.teacher
+    of_teacher = {}
+    if teacher is not None:
+        of_teacher = {
+            "teacher_tokens": sum(teacher.tokens.values()),
+            "teacher_truncated": sum(teacher.truncated.values()),
+        }
     return {
         "folder": folder,
         "rows": {name: split.rows for name, split in manifest.splits.items()},
         "tokens": sum(split.tokens for split in splits),
         "truncated": sum(split.truncated for split in splits),
+        **of_teacher,
         "bad_rows": sum(sum(split.bad_rows.values()) for split in splits),
         "labels": list(manifest.labels),
         "reused": reused,

@@ -51,7 +51,11 @@ def read_report(split: PreparedSplit, *, window_shards: int) -> ReadReport:
 
 def _touched_bytes(block: Block) -> int:
     """Bytes of the pages that a block's rows lie in, a page once for each of its rows."""
-    pages = (block.offset + block.size - 1) // PAGE_BYTES - block.offset // PAGE_BYTES + 1
+    begins, ends = (
+        block.offset[:: block.streams],
+        (block.offset + block.size)[block.streams - 1 :: block.streams],
+    )
+    pages = (ends - 1) // PAGE_BYTES - begins // PAGE_BYTES + 1
     return int(np.sum(pages)) * PAGE_BYTES
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from distill_dist.config.methods import teacher_max_length
 from distill_dist.config.schema import DataConfig
 from distill_dist.data.manifest import Manifest
 from distill_dist.data.sources import Source
@@ -12,12 +13,22 @@ from distill_dist.data.tokenization import TRUNCATION
 
 
 def build_request(
-    config: DataConfig, task: Task, *, tokenizer: str, sources: dict[str, Source]
+    config: DataConfig,
+    task: Task,
+    *,
+    tokenizer: str,
+    sources: dict[str, Source],
+    teacher_tokenizer: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that determines the prepared rows, as JSON; ``tokenizer`` is a fingerprint.
+    """Everything that determines the prepared rows, as JSON; ``tokenizer`` and ``teacher_tokenizer`` are fingerprints.
 
     Input counts by its contents, not by where it lies: a folder that was moved is the same input.
     """
+    teacher = {
+        "tokenizer": teacher_tokenizer,
+        "max_length": teacher_max_length(config),
+        "separator": config.teacher_separator,
+    }
     return {
         "source": config.source,
         "task": config.task,
@@ -30,6 +41,8 @@ def build_request(
         "on_bad_row": config.on_bad_row,
         "tokenizer": tokenizer,
         "splits": {split: source.identity for split, source in sources.items()},
+        # no key without it: what was prepared before there was one is still the same
+        **({} if teacher_tokenizer is None else {"teacher": teacher}),
     }
 
 
@@ -51,4 +64,4 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _show(flat: dict[str, Any], key: str) -> str:
-    return f"{flat[key]}" if key in flat else "(none)"
+    return f"{flat[key]}".replace("\n", "\\n") if key in flat else "(none)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +28,19 @@ class _Stream(Protocol):
 
 @dataclass(frozen=True)
 class FetchedShard:
-    """The raw tokens of a shard's rows, one after another, without the tar around them."""
+    """The raw tokens of a shard's rows, one after another, without the tar around them.
+
+    Entry i of the block is data[begins[i] : begins[i + 1]]; a row is as many entries as the block has streams.
+    """
 
     data: bytearray
-    begins: np.ndarray  # int64 [n + 1]: row i is data[begins[i] : begins[i + 1]]
+    begins: np.ndarray  # int64 [n + 1]
+
+    def row(self, place: int, *, streams: int) -> list[memoryview]:
+        """The raw tokens of the ``place``-th row of the shard, one for each of its streams."""
+        ends = self.begins[place * streams : (place + 1) * streams + 1].tolist()
+        view = memoryview(self.data)
+        return [view[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 def fetch_shard(block: Block, report: Callable[[int], None]) -> FetchedShard:
@@ -57,18 +67,17 @@ def _copy_rows(stream: _Stream, block: Block, report: Callable[[int], None]) -> 
     begins = np.concatenate([[0], np.cumsum(block.size)])
     data = bytearray(int(begins[-1]))
     ends = block.offset + block.size
-    row, base, rest = (
-        0,
-        0,
-        b"",
-    )  # the next row; `rest` are the tar's bytes from `base` on that it may begin in
+    # the next entry of the block; `rest` are the tar's bytes from `base` on that it may begin in
+    entry, base, rest = 0, 0, b""
     while chunk := stream.read(CHUNK_BYTES):
         piece = rest + chunk
         end = base + len(piece)
-        whole = int(np.searchsorted(ends, end, side="right"))  # rows before this one lie in the bytes so far
-        _copy(piece, block, range(row, whole), base, data, begins)
-        row = whole
-        keep = min(int(block.offset[row]), end) if row < len(ends) else end
+        whole = int(
+            np.searchsorted(ends, end, side="right")
+        )  # entries before this one lie in the bytes so far
+        _copy(piece, block, range(entry, whole), base, data, begins)
+        entry = whole
+        keep = min(int(block.offset[entry]), end) if entry < len(ends) else end
         rest, base = piece[keep - base :], keep
         report(end)
     if base + len(rest) != block.bytes:
@@ -78,13 +87,13 @@ def _copy_rows(stream: _Stream, block: Block, report: Callable[[int], None]) -> 
     return FetchedShard(data, begins)
 
 
-def _copy(piece: bytes, block: Block, rows: range, base: int, data: bytearray, begins: np.ndarray) -> None:
-    chosen = slice(rows.start, rows.stop)
+def _copy(piece: bytes, block: Block, entries: range, base: int, data: bytearray, begins: np.ndarray) -> None:
+    chosen = slice(entries.start, entries.stop)
     starts = (block.offset[chosen] - base).tolist()
     columns = (starts, begins[chosen].tolist(), block.size[chosen].tolist(), block.crc32[chosen].tolist())
-    for row, (start, begin, size, checksum) in enumerate(zip(*columns, strict=True), rows.start):
+    for entry, (start, begin, size, checksum) in enumerate(zip(*columns, strict=True), entries.start):
         raw = piece[start : start + size]
         if zlib.crc32(raw) != checksum:
-            reason = f"row {block.first_row + row} does not have its checksum"
+            reason = f"row {block.first_row + entry // block.streams} does not have its checksum"
             raise UserError(describe_damage(block.path, reason))
         data[begin : begin + size] = raw

@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,35 +14,59 @@ from typing import Any
 import numpy as np
 
 from distill_dist.data.manifest import PREPARE_COMMAND, Manifest, ShardEntry, load_manifest
-from distill_dist.data.shard_index import ShardIndex, index_path, parse_index
+from distill_dist.data.shard_index import ShardIndex, TokenColumns, index_path, parse_index
 from distill_dist.durable import sha256_file
 from distill_dist.errors import UserError
 
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised row. ``input_ids`` and ``token_type_ids`` int64 [L], special tokens included."""
+    """One tokenised row. ``input_ids`` and ``token_type_ids`` int64 [L], special tokens included.
+
+    ``teacher_tokens`` int64 [2, L]: ids and types of the same text as the teacher reads it, where it has a tokenizer of
+    its own.
+    """
 
     row: int
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     label: int
+    teacher_tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Block:
-    """The rows of one shard, and where they lie in its tar: all that it takes to read it from end to end."""
+    """The rows of one shard, and where they lie in its tar: all that it takes to read it from end to end.
+
+    A row is ``streams`` entries, one after another: its tokens and, if there are any, the teacher's own.
+    """
 
     path: Path
     bytes: int  # of the tar
     first_row: int
-    offset: np.ndarray  # int64 [n]: first byte of a row's raw tokens in the tar, ascending
-    size: np.ndarray  # int64 [n]: bytes of its raw tokens
-    crc32: np.ndarray  # uint32 [n] of its raw tokens
+    offset: np.ndarray  # int64 [n]: first byte of an entry in the tar, ascending
+    size: np.ndarray  # int64 [n]: its bytes
+    crc32: np.ndarray  # uint32 [n] of its bytes
+    streams: int = 1
+
+
+class _Stream:
+    """Where the rows' raw tokens of one vocabulary lie, over all shards."""
+
+    def __init__(self, columns: list[TokenColumns | ShardIndex]) -> None:
+        self.offsets = np.concatenate([each.offset for each in columns])
+        self.lengths = np.concatenate([each.length for each in columns])
+        self.checksums = np.concatenate([each.crc32 for each in columns])
+        self.dtypes = [np.dtype(str(each.dtype)) for each in columns]
+
+    def size(self, rows: slice, shard: int) -> np.ndarray:
+        """Bytes of the raw tokens of ``rows``, all of ``shard``, int64."""
+        return self.lengths[rows].astype(np.int64) * (2 * self.dtypes[shard].itemsize)
 
 
 class PreparedSplit:
-    """The rows of one split. Holds the index in memory (30 bytes a row) and maps the shards when touched.
+    """The rows of one split. Holds the index in memory (30 bytes a row, 14 more where the teacher has tokens of its
+    own) and maps the shards when touched.
 
     ``lengths`` uint16, ``labels``, ``clean_labels``, ``difficulties`` and ``sources`` int32 (-1: unknown), all
     [rows]; a source is a place in the manifest's `sources`. ``block_sizes`` (rows) and ``block_bytes`` (of the tar)
@@ -54,11 +79,10 @@ class PreparedSplit:
         self.block_sizes = np.array([len(index.offset) for index in indexes], dtype=np.int64)
         self.block_bytes = np.array(block_bytes, dtype=np.int64)
         self._starts = np.cumsum(self.block_sizes) - self.block_sizes
-        self._offsets = np.concatenate([index.offset for index in indexes])
-        self._checksums = np.concatenate([index.crc32 for index in indexes])
-        self._dtypes = [np.dtype(str(index.dtype)) for index in indexes]
+        teacher: list[TokenColumns | ShardIndex] = [index.teacher for index in indexes if index.teacher]
+        self._streams = (_Stream([*indexes]), *((_Stream(teacher),) if teacher else ()))
         self._maps: dict[int, mmap.mmap] = {}
-        self.lengths = np.concatenate([index.length for index in indexes])
+        self.lengths = self._streams[0].lengths
         self.labels = np.concatenate([index.label for index in indexes])
         self.clean_labels = np.concatenate([index.clean_label for index in indexes])
         self.difficulties = np.concatenate([index.difficulty for index in indexes])
@@ -67,18 +91,20 @@ class PreparedSplit:
     @property
     def num_rows(self) -> int:
         """Rows of the split."""
-        return len(self._offsets)
+        return len(self.lengths)
+
+    @property
+    def streams(self) -> int:
+        """Vocabularies that a row's tokens are kept in: 2 where the teacher has its own."""
+        return len(self._streams)
 
     def read(self, rows: np.ndarray) -> list[Example]:
         """The rows with these numbers, in this order; UserError if a row's bytes are not those written."""
         numbers, shards = self.locate(rows)
-        # As lists at once: reading a numpy scalar costs as much as reading the row.
-        columns = (
-            numbers,
-            shards,
-            *(x[numbers] for x in (self._offsets, self.lengths, self._checksums, self.labels)),
-        )
-        return [self._example(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        raws = zip(*(self._read_stream(stream, numbers, shards) for stream in self._streams), strict=True)
+        labels = self.labels[numbers].tolist()
+        rows_of = zip(numbers.tolist(), shards.tolist(), raws, labels, strict=True)
+        return [self.decode(row, shard, raw, label) for row, shard, raw, label in rows_of]
 
     def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(``rows`` as int64, the number of each one's shard int64); IndexError if the split has no such row."""
@@ -91,25 +117,45 @@ class PreparedSplit:
         """The rows of shard number ``shard``."""
         first = int(self._starts[shard])
         rows = slice(first, first + int(self.block_sizes[shard]))
+
+        def in_turn(columns: list[np.ndarray]) -> np.ndarray:
+            return np.stack(columns, axis=1).reshape(-1)
+
         return Block(
             path=self._paths[shard],
             bytes=int(self.block_bytes[shard]),
             first_row=first,
-            offset=self._offsets[rows],
-            size=self.lengths[rows].astype(np.int64) * (2 * self._dtypes[shard].itemsize),
-            crc32=self._checksums[rows],
+            offset=in_turn([stream.offsets[rows] for stream in self._streams]),
+            size=in_turn([stream.size(rows, shard) for stream in self._streams]),
+            crc32=in_turn([stream.checksums[rows] for stream in self._streams]),
+            streams=len(self._streams),
         )
 
-    def decode(self, row: int, shard: int, raw: bytes | memoryview, label: int) -> Example:
-        """The row whose raw tokens in ``shard`` are ``raw``."""
-        tokens = np.frombuffer(raw, self._dtypes[shard]).reshape(2, -1).astype(np.int64)
-        return Example(row, tokens[0], tokens[1], label)
+    def decode(self, row: int, shard: int, raw: Sequence[bytes | memoryview], label: int) -> Example:
+        """The row whose raw tokens in ``shard`` are ``raw``, one for each of the streams."""
+        tokens, *teacher = (
+            np.frombuffer(each, stream.dtypes[shard]).reshape(2, -1).astype(np.int64)
+            for each, stream in zip(raw, self._streams, strict=True)
+        )
+        return Example(row, tokens[0], tokens[1], label, teacher[0] if teacher else None)
 
-    def _example(self, row: int, shard: int, offset: int, length: int, checksum: int, label: int) -> Example:
-        raw = self._map(shard)[offset : offset + 2 * length * self._dtypes[shard].itemsize]
-        if zlib.crc32(raw) != checksum:
-            raise UserError(describe_damage(self._paths[shard], f"row {row} does not have its checksum"))
-        return self.decode(row, shard, raw, label)
+    def _read_stream(self, stream: _Stream, numbers: np.ndarray, shards: np.ndarray) -> list[bytes]:
+        """The raw tokens of these rows, each of its shard."""
+        columns = (
+            numbers,
+            shards,
+            stream.offsets[numbers],
+            stream.lengths[numbers],
+            stream.checksums[numbers],
+        )
+        raws = []
+        # As lists at once: reading a numpy scalar costs as much as reading the row.
+        for row, shard, offset, length, checksum in zip(*(each.tolist() for each in columns), strict=True):
+            raw = self._map(shard)[offset : offset + 2 * length * stream.dtypes[shard].itemsize]
+            if zlib.crc32(raw) != checksum:
+                raise UserError(describe_damage(self._paths[shard], f"row {row} does not have its checksum"))
+            raws.append(raw)
+        return raws
 
     def _map(self, shard: int) -> mmap.mmap:
         if shard not in self._maps:

@@ -18,7 +18,6 @@ from distill_dist.errors import UserError
 from distill_dist.hub import locate
 
 TRUNCATION = "longest_first"
-NEEDED_TOKENS = ("pad_token", "cls_token", "sep_token")
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,19 @@ class Tokens:
 class RowTokenizer:
     """A fast tokenizer with fixed truncation. Build it with :func:`load_tokenizer`."""
 
+    needed: tuple[str, ...] = ("pad_token", "cls_token", "sep_token")
+    """Special tokens that it must have; with `cls_token`, it must begin every row."""
+    limit: str = "data.max_length"
+    """The field that ``max_length`` is."""
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, name: str) -> None:
         """UserError if the tokenizer lacks what an encoder's rows need; ``name`` is how messages call it."""
-        _check(tokenizer, max_length=max_length, name=name)
+        self._check(tokenizer, max_length=max_length, name=name)
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         # RoBERTa and its kin have one segment only: a 1 is outside of their embedding.
         self._has_segments = "token_type_ids" in tokenizer.model_input_names
-        self.pad_token_id: int = tokenizer.pad_token_id
+        self.pad_token_id: int = self._padding(tokenizer)
         self.vocab_size = len(tokenizer)
         # Two bytes halve the shards, and nearly every encoder's vocabulary fits.
         self.dtype = np.dtype("<u2" if self.vocab_size <= 1 << 16 else "<i4")
@@ -47,10 +51,10 @@ class RowTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.fingerprint = self._fingerprint()
-        self._max_length = max_length
+        self.max_length = max_length
         self._backend.enable_truncation(max_length, strategy=TRUNCATION)
         first = self._backend.encode("a", add_special_tokens=True).ids[:1]
-        if first != [tokenizer.cls_token_id]:
+        if "cls_token" in self.needed and first != [tokenizer.cls_token_id]:
             raise UserError(
                 f"{name} puts no {tokenizer.cls_token} before a text: classifiers read that position"
             )
@@ -70,7 +74,22 @@ class RowTokenizer:
         """A Hugging Face folder, without truncation and padding; its files give ``fingerprint``."""
         self._backend.no_truncation()
         self._tokenizer.save_pretrained(folder)
-        self._backend.enable_truncation(self._max_length, strategy=TRUNCATION)
+        self._backend.enable_truncation(self.max_length, strategy=TRUNCATION)
+
+    def _check(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, name: str) -> None:
+        if not tokenizer.is_fast:
+            raise UserError(f"{name} is not a fast tokenizer: it needs a tokenizer.json")
+        missing = [token for token in self.needed if getattr(tokenizer, token) is None]
+        if missing:
+            raise UserError(
+                f"{name} has no {', '.join(missing)}: encoders need them; add them to the tokenizer"
+            )
+        if max_length > tokenizer.model_max_length:
+            raise UserError(f"{self.limit} {max_length}: {name} allows at most {tokenizer.model_max_length}")
+
+    def _padding(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        padding: int = tokenizer.pad_token_id
+        return padding
 
     def _fingerprint(self) -> str:
         with tempfile.TemporaryDirectory() as name:
@@ -90,7 +109,7 @@ def load_tokenizer(config: DataConfig) -> RowTokenizer:
     if config.tokenizer:
         folder = locate(config.tokenizer, what="data.tokenizer", weights=False)
         name = f"data.tokenizer {config.tokenizer!r}"
-        return RowTokenizer(_load(folder, name), max_length=config.max_length, name=name)
+        return RowTokenizer(read_tokenizer(folder, name), max_length=config.max_length, name=name)
     if config.source != "synthetic_nli":
         raise UserError(
             f"data.tokenizer is empty: data.source: {config.source} needs one (folder, hub name or pkg://PACKAGE/FOLDER)"
@@ -98,22 +117,13 @@ def load_tokenizer(config: DataConfig) -> RowTokenizer:
     with tempfile.TemporaryDirectory() as temporary:
         build_tokenizer(Path(temporary))
         name = "the generated tokenizer"
-        return RowTokenizer(_load(temporary, name), max_length=config.max_length, name=name)
+        return RowTokenizer(read_tokenizer(temporary, name), max_length=config.max_length, name=name)
 
 
-def _load(folder: str, name: str) -> PreTrainedTokenizerBase:
+def read_tokenizer(folder: str, name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``folder``, whatever it can do; UserError, which calls it ``name``, if there is none."""
     try:
         # Never the tokenizer's own code: a data folder is not a program.
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"{name}: no tokenizer can be loaded from {folder}: {error}") from error
-
-
-def _check(tokenizer: PreTrainedTokenizerBase, *, max_length: int, name: str) -> None:
-    if not tokenizer.is_fast:
-        raise UserError(f"{name} is not a fast tokenizer: it needs a tokenizer.json")
-    missing = [token for token in NEEDED_TOKENS if getattr(tokenizer, token) is None]
-    if missing:
-        raise UserError(f"{name} has no {', '.join(missing)}: encoders need them; add them to the tokenizer")
-    if max_length > tokenizer.model_max_length:
-        raise UserError(f"data.max_length {max_length}: {name} allows at most {tokenizer.model_max_length}")

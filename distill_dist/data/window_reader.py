@@ -89,8 +89,8 @@ class WindowedSplit:
         found = []
         labels = self.labels[numbers].tolist()
         for row, shard, place, label in zip(numbers.tolist(), shards.tolist(), places, labels, strict=True):
-            begin, end = held[shard].begins[place : place + 2].tolist()
-            found.append(self._split.decode(row, shard, memoryview(held[shard].data)[begin:end], label))
+            raw = held[shard].row(place, streams=self._split.streams)
+            found.append(self._split.decode(row, shard, raw, label))
         return found
 
     def release(self, window: int) -> None:

@@ -27,6 +27,11 @@ class EncoderParts:
     )
     attention_kernels: tuple[str, ...]  # of `eager` and `sdpa`
 
+    @property
+    def logits_alone(self) -> bool:
+        """Whether nothing from inside of it means anything to a student."""
+        return False
+
     def logits_BC(self, input_ids_BL: Tensor, attention_mask_BL: Tensor, token_type_ids_BL: Tensor) -> Tensor:
         """One forward: class logits [B, C] in fp32 or better, graph attached where gradients are on."""
         segments = {"token_type_ids": token_type_ids_BL} if self.takes_token_types else {}
@@ -74,7 +79,8 @@ def layer_list(model: nn.Module) -> nn.ModuleList:
     if not isinstance(getattr(base, "embeddings", None), nn.Module) or not isinstance(layers, nn.ModuleList):
         raise UserError(
             f"{type(model).__name__} does not have the parts of a supported encoder (an embedding block and a list "
-            "of layers); use BERT, RoBERTa, ELECTRA, DistilBERT, DeBERTa-v2 or ModernBERT"
+            "of layers); use BERT, RoBERTa, ELECTRA, DistilBERT, DeBERTa-v2 or ModernBERT (a teacher by logits alone "
+            "may also be a Llama, Mistral, Qwen2 or Qwen3)"
         )
     return layers
 

@@ -91,7 +91,7 @@ class CachedTeacher:
             raise UserError(f"nobody can learn from the teacher: {error}") from error
         encoded = [rows[key] for key in request.keys_B]
         self._counts["answered_bytes"] += sum(map(len, encoded))
-        decoded = self._compute.codec(spec).decode(encoded, length=batch.input_ids_BL.shape[1])
+        decoded = self._compute.codec(spec).decode(encoded, length=request.input_ids_BL.shape[1])
         return decoded.to(batch.labels_B.device)
 
     def _count(self, request: Request, spec: SignalSpec) -> list[bytes]:

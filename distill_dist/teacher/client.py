@@ -205,7 +205,7 @@ class RemoteTeacher:
             else:
                 unable = self._without(part, answer)
             parts.extend(self._parts(asked.request, part.rows, asked.spec, unable))
-        length = asked.batch.input_ids_BL.shape[1]
+        length = asked.request.input_ids_BL.shape[1]
         encoded = [rows[row] for row in range(len(asked.request.keys_B))]
         return self._codec(asked.spec).decode(encoded, length=length).to(asked.batch.labels_B.device)
 

@@ -62,9 +62,10 @@ def spec_of(batch: Batch, spec: SignalSpec) -> SignalSpec:
 class LocalTeacher:
     """The teacher inside the student's own process (`cluster.teachers: 0`)."""
 
-    def __init__(self, parts: EncoderParts, device: torch.device) -> None:
-        """``parts`` of a model in eval mode on ``device``."""
-        self._parts, self._device = parts, device
+    def __init__(self, parts: EncoderParts, device: torch.device, *, is_student: bool = False) -> None:
+        """``parts`` of a model in eval mode on ``device``. ``is_student``: of the student itself, which answers as a
+        teacher does, but for the tokens that it reads."""
+        self._parts, self._device, self._is_student = parts, device, is_student
         self.waited_s = 0.0
 
     def signals(
@@ -92,4 +93,5 @@ class LocalTeacher:
     def _compute(self, batch: Batch, spec: SignalSpec) -> TeacherSignal:
         spec = spec_of(batch, spec)
         labels_B = batch.labels_B if spec.needs_labels else None
-        return compute_signal(self._parts, *batch.inputs, spec, labels_B=labels_B)
+        inputs = batch.inputs if self._is_student else batch.teacher_inputs
+        return compute_signal(self._parts, *inputs, spec, labels_B=labels_B)

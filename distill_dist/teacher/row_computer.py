@@ -72,6 +72,8 @@ class RowComputer:
     @property
     def _probed(self) -> SignalSpec:
         """Of every kind that travels; [CLS] of the last layer but one, which no method leaves out."""
+        if self._parts.logits_alone:
+            return SignalSpec()  # nor is a large model's backward paid for
         layer = max(1, len(self._parts.layers) - 1)
         return SignalSpec((layer,), cls_states=True, cls_gradients=True, embedding_gradient=True)
 

@@ -64,12 +64,14 @@ def join_requests(requests: Sequence[Request]) -> Request:
 
 
 def pack_request(batch: Batch, *, labels: bool) -> Request:
-    """The rows of ``batch``, without keys, on the CPU; with their ``labels`` where the signal needs them."""
+    """The rows of ``batch`` as their teacher reads them, without keys, on the CPU; with their ``labels`` where the
+    signal needs them."""
+    input_ids_BL, attention_mask_BL, token_type_ids_BL = batch.teacher_inputs
     return Request(
         keys_B=(),
-        input_ids_BL=batch.input_ids_BL.to("cpu", torch.int32),
-        lengths_B=batch.attention_mask_BL.sum(dim=1).to("cpu", torch.int32),
-        token_type_ids_BL=batch.token_type_ids_BL.to("cpu", torch.uint8),
+        input_ids_BL=input_ids_BL.to("cpu", torch.int32),
+        lengths_B=attention_mask_BL.sum(dim=1).to("cpu", torch.int32),
+        token_type_ids_BL=token_type_ids_BL.to("cpu", torch.uint8),
         labels_B=batch.labels_B.to("cpu", torch.int32) if labels else None,
     )
 

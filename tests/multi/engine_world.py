@@ -32,6 +32,7 @@ class Row:
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     label: int
+    teacher_tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ class Row:
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     label: int
+    teacher_tokens: np.ndarray | None = None
 
 
 ROWS = [
@@ -27,7 +28,10 @@ ROWS = [
 
 
 OF_A_RUN = ("reliance_B", "positions_B")
-TENSORS = [field.name for field in fields(Batch) if field.name not in ("alignment", *OF_A_RUN)]
+OF_ITS_TEACHER = tuple(field.name for field in fields(Batch) if field.name.startswith("teacher_"))
+TENSORS = [
+    field.name for field in fields(Batch) if field.name not in ("alignment", *OF_A_RUN, *OF_ITS_TEACHER)
+]
 
 
 def test_pads_to_the_longest_row() -> None:

@@ -23,6 +23,7 @@ class Row:
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     label: int
+    teacher_tokens: np.ndarray | None = None
 
 
 class FakeSplit:

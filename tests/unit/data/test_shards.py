@@ -118,7 +118,7 @@ def test_a_flipped_bit_is_found_when_its_row_is_read_and_only_then(prepared):
     folder, _, manifest = prepared
     shard = folder / "train" / "shard-000001.tar"
     split = open_split(folder, "train")
-    flip(shard, int(split._offsets[13]) + 1)
+    flip(shard, int(split._streams[0].offsets[13]) + 1)
     split = open_split(folder, "train")
     split.read(np.array([12, 14, 3]))
     with pytest.raises(UserError, match=r"shard-000001.tar is missing or damaged \(row 13 .* prepare again"):
