@@ -51,23 +51,21 @@ def fill_cache(config: RunConfig, progress: Callable[[str], None]) -> dict[str, 
     found: dict[str, Any] = {"rows": 0, "cached": 0, "bytes": 0, "teachers": []}
     for number in range(len(teachers_of(config))):
         with naming_the_model(config, number):
-            device = pick_device(config.cluster.device, launch.local_rank)
-            compute = build_computer(as_only_teacher(config, number), device)
-        filled = _fill_of(compute, config, manifest, launch, questions, progress)
-        found |= {name: found[name] + filled[name] for name in ("rows", "cached", "bytes")}
-        found["teachers"].append(compute.describe())
+            filled, about = _fill_of(as_only_teacher(config, number), manifest, launch, questions, progress)
+        found |= {name: found[name] + count for name, count in filled.items()}
+        found["teachers"].append(about)
     return {**found, "seconds": time.monotonic() - begin}
 
 
 def _fill_of(
-    compute: RowComputer,
     config: RunConfig,
     manifest: Manifest,
     launch: LaunchEnvironment,
     questions: Sequence[tuple[str, SignalSpec]],
     progress: Callable[[str], None],
-) -> dict[str, int]:
-    """`rows`, `cached` before, `bytes` of one model. Raises UserError."""
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """(`rows`, `cached` before, `bytes` of the only model of ``config``; who it is). Raises UserError."""
+    compute = build_computer(config, pick_device(config.cluster.device, launch.local_rank))
     found = {"rows": 0, "cached": 0}
     with contextlib.closing(signal_cache(config.teacher, compute.fingerprint, in_memory=False)) as cache:
         if not cache.can_write:
@@ -85,7 +83,7 @@ def _fill_of(
         raise UserError(
             f"teacher.cache_dir={config.teacher.cache_dir} took not all rows: see the warning above"
         )
-    return {**found, "bytes": counters["disk_bytes"]}
+    return {**found, "bytes": counters["disk_bytes"]}, compute.describe()
 
 
 def _questions(config: RunConfig, manifest: Manifest) -> Iterator[tuple[str, SignalSpec]]:
