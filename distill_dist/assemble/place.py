@@ -45,8 +45,8 @@ class Place:
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
-        """RPC names of the teachers."""
-        return tuple(self.rpc_names[rank] for rank in self.roles.teachers)
+        """RPC names of the teachers that answer."""
+        return tuple(self.rpc_names[rank] for rank in self.roles.leaders)
 
     @property
     def student_names(self) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
         local_size=launch.local_size,
         teachers=config.cluster.teachers,
         placement=config.cluster.placement,
+        shards=config.teacher.shards,
     )
     folder = RunFolder(Path(config.run_dir))
     folder.log_to_file(launch.rank)
@@ -56,9 +57,13 @@ def run(config: RunConfig, stop: StopSignal) -> dict[str, Any] | None:
         torch.set_num_threads(_threads(config.cluster.threads, launch.local_size))
     # What the other role imports takes seconds and 200 MB, of which a teacher's supervisor needs nothing.
     if roles.is_teacher(launch.rank):
-        from distill_dist.assemble.teacher_rank import serve_teacher
+        # supervisors import neither DeepSpeed nor transformers
+        if launch.rank in roles.leaders:
+            from distill_dist.assemble.teacher_rank import serve_teacher as serve
+        else:
+            from distill_dist.assemble.shard_follower import follow_leader as serve
 
-        serve_teacher(config, place, stop, folder)
+        serve(config, place, stop, folder)
         return None
     from distill_dist.assemble.student_rank import train_student
 

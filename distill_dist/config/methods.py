@@ -20,6 +20,11 @@ def is_aligned(config: RunConfig) -> bool:
     return is_gradient_method(config.method) or config.weight.attribution > 0
 
 
+def is_sharded(config: RunConfig) -> bool:
+    """Whether a teacher process brings the weights to its device layer by layer."""
+    return config.teacher.shards > 1 or config.teacher.offload
+
+
 def has_curriculum(config: RunConfig) -> bool:
     """Whether the order of rows is a plan's, not a new random one every epoch."""
     return config.curriculum.order != "none"
