@@ -35,7 +35,8 @@ from distill_dist.teacher.row_computer import RowComputer
 from distill_dist.teacher.shards import ShardedComputer
 from distill_dist.teacher.worker import serve_requests
 
-_log = logging.getLogger(__name__)
+# by its name: as the program that runs it is __main__, whose messages are nobody's in the rank's log
+_log = logging.getLogger("distill_dist.assemble.shard_worker")
 # How often an idle leader looks whether its followers are there; far below any deadline.
 BEAT_S = 0.5
 
