@@ -26,9 +26,11 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any] | None:
 
     place, folder = enter(config, stop)
     if place.is_teacher:
-        from distill_dist.assemble.teacher_rank import serve_teacher
-
-        serve_teacher(config, place, stop, folder)
+        if place.is_leader:
+            from distill_dist.assemble.teacher_rank import serve_teacher as serve
+        else:
+            from distill_dist.assemble.shard_follower import follow_leader as serve
+        serve(config, place, stop, folder)
         return None
     from distill_dist.assemble.student_rank import train_student
 

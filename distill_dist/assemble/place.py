@@ -36,6 +36,11 @@ class Place:
         return self.roles.is_teacher(self.rank)
 
     @property
+    def is_leader(self) -> bool:
+        """Whether it answers for its replica; every teacher that is not sharded does."""
+        return self.rank in self.roles.leaders
+
+    @property
     def student(self) -> int:
         """Number among the students; only for students."""
         return self.roles.students.index(self.rank)
@@ -50,8 +55,8 @@ class Place:
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
-        """RPC names of the teachers."""
-        return tuple(self.rpc_names[rank] for rank in self.roles.teachers)
+        """RPC names of the teachers that answer."""
+        return tuple(self.rpc_names[rank] for rank in self.roles.leaders)
 
     @property
     def student_names(self) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ def enter(config: RunConfig, stop: StopSignal) -> tuple[Place, RunFolder]:
         local_size=launch.local_size,
         teachers=config.cluster.teachers,
         placement=config.cluster.placement,
+        shards=config.teacher.shards,
     )
     folder = RunFolder(Path(config.run_dir))
     folder.log_to_file(launch.rank)

@@ -83,11 +83,12 @@ def train_student(
         if teacher is not None:
             heard = teacher.release(timeout_s=RELEASE_S, early=early)
         if world is not None:
-            absent = len(world.hosts) < len(place.roles.teachers)
+            absent = len(world.hosts) < len(place.teacher_names)
             world.leave()
             if place.student == 0:
                 # a host that was killed just now is still counted among the world's
-                announce_over(place.store, linger=absent or not (heard or early))
+                linger = absent or not (heard or early)
+                announce_over(place.store, linger=linger, early=early, listeners=place.roles.followers)
     group.leave()
     return summary if place.student == 0 else None
 

@@ -17,20 +17,24 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from distill_dist.assemble.shard_job import ShardJob
 from distill_dist.assemble.signal_cache_of_run import signal_cache
 from distill_dist.children import child_job, start_child
+from distill_dist.comm.attempts import Attempts
 from distill_dist.comm.environment import LaunchEnvironment, pin_interface
 from distill_dist.comm.rendezvous import reach_store
 from distill_dist.comm.rpc_world import RpcWorld
 from distill_dist.config.load import load_config
+from distill_dist.config.methods import is_sharded
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
 from distill_dist.run_folder import RunFolder
 from distill_dist.teacher.host import TeacherHost, open_host
+from distill_dist.teacher.replica_process import ReplicaProcess
 from distill_dist.teacher.sanity import Drifted
 from distill_dist.teacher.worker_process import WorkerLost, WorkerProcess
 
@@ -62,12 +66,8 @@ def main() -> None:
     job = HostJob(**child_job())
     config, launch = load_config(Path(job.config), []), LaunchEnvironment(**job.launch)
     RunFolder(Path(config.run_dir)).log_to_file(launch.rank, "host")
-    worker = WorkerProcess(
-        lambda connection: _start_worker(job, launch, connection),
-        start_s=config.cluster.collective_s,
-        deadline_s=config.teacher.deadline_s,
-    )
     try:
+        worker = _worker(config, launch, job)
         about = worker.start()
     except (UserError, WorkerLost) as error:
         _say(refused=str(error))
@@ -78,8 +78,8 @@ def main() -> None:
             cache,
             students=len(job.students),
             lease_s=config.teacher.lease_s,
-            batch_tokens=config.teacher.batch_tokens,
-            queue_tokens=QUEUE_BATCHES * config.teacher.batch_tokens,
+            batch_tokens=config.teacher.shards * config.teacher.batch_tokens,
+            queue_tokens=QUEUE_BATCHES * config.teacher.shards * config.teacher.batch_tokens,
             description=about,
             rest=functools.partial(_rest, worker),
             rest_after_s=config.teacher.rest_after_s,
@@ -144,6 +144,44 @@ def _say(**line: Any) -> None:
 def _say_last(**line: Any) -> NoReturn:
     _say(**line)
     os._exit(0)
+
+
+def _worker(config: RunConfig, launch: LaunchEnvironment, job: HostJob) -> WorkerProcess:
+    """What computes here, not started yet. Raises UserError."""
+    start_s, deadline_s = config.cluster.collective_s, config.teacher.deadline_s
+    if not is_sharded(config):
+        return WorkerProcess(
+            lambda connection: _start_worker(job, launch, connection), start_s=start_s, deadline_s=deadline_s
+        )
+    store = reach_store(launch, timeout_s=config.cluster.rendezvous_s, run=job.run)
+    return ReplicaProcess(
+        lambda connection, attempt: _start_leader(job, launch, connection, attempt),
+        Attempts(store, leader=launch.rank),
+        start_s=start_s,
+        deadline_s=deadline_s,
+    )
+
+
+def _start_leader(
+    job: HostJob, launch: LaunchEnvironment, connection: socket.socket, attempt: int
+) -> subprocess.Popen[bytes]:
+    worker = ShardJob(
+        config=job.config,
+        launch=job.launch,
+        run=job.run,
+        leader=launch.rank,
+        member=0,
+        attempt=attempt,
+        threads=job.threads,
+        connection=connection.fileno(),
+    )
+    return start_child(
+        "distill_dist.assemble.shard_worker",
+        asdict(worker),
+        pass_fds=(connection.fileno(),),
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+    )
 
 
 def _start_worker(

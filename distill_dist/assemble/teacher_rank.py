@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -22,6 +23,7 @@ import torch
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.teacher_host import HostJob
 from distill_dist.children import start_child
+from distill_dist.comm.attempts import Attempts, StoreGone
 from distill_dist.comm.rendezvous import OVER_EVERY_S, Store, is_over
 from distill_dist.config.load import dump_config
 from distill_dist.config.pool import as_only_teacher, model_served_by, naming_the_model
@@ -91,32 +93,49 @@ class _Host:
 
 def serve_teacher(config: RunConfig, place: Place, stop: StopSignal, folder: RunFolder) -> None:
     """Keep a host until the students let it go. Raises UserError, and Interrupted when it leaves before that."""
-    number = model_served_by(place.roles.teachers.index(place.rank), len(config.teachers))
+    number = model_served_by(place.roles.leaders.index(place.rank), len(config.teachers))
     with place.loading(timeout_s=config.cluster.collective_s), naming_the_model(config, number):
         start = _starter(as_only_teacher(config, number), place, folder)
         host = start(False)
         _await_ready(host, config.cluster.collective_s)
+    done = False
+    try:
+        _supervise(
+            host,
+            start,
+            place,
+            silence_s=config.teacher.deadline_s,
+            start_s=config.cluster.collective_s,
+            should_stop=asked_to_stop(stop),
+        )
+        done = True
+    finally:
+        with contextlib.suppress(StoreGone):  # those who follow it need not wait for another attempt
+            Attempts(place.store, leader=place.rank).leave(done=done)
+
+
+def asked_to_stop(stop: StopSignal) -> Callable[[], bool]:
+    """Whether a teacher that has loaded its model now is to leave."""
     began = time.monotonic()
 
     def should_stop() -> bool:
         # A signal that came while models were loading does not shorten what the students need.
         return stop.asked_for(STOP_GRACE_S) and time.monotonic() - began >= STOP_GRACE_S
 
-    _supervise(
-        host,
-        start,
-        place,
-        silence_s=config.teacher.deadline_s,
-        start_s=config.cluster.collective_s,
-        should_stop=should_stop,
-    )
+    return should_stop
 
 
-def _starter(config: RunConfig, place: Place, folder: RunFolder) -> Callable[[bool], _Host]:
+def save_config(config: RunConfig, place: Place, folder: RunFolder) -> Path:
+    """Where this rank's processes read ``config``."""
     path = folder.path / "teachers" / f"rank-{place.rank:05d}.yaml"
     path.parent.mkdir(exist_ok=True)
     text = dump_config(config)
     write_durable(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
+
+
+def _starter(config: RunConfig, place: Place, folder: RunFolder) -> Callable[[bool], _Host]:
+    path = save_config(config, place, folder)
 
     def start(replaces: bool) -> _Host:
         return _Host(

@@ -196,12 +196,41 @@ def free_port(address: str) -> int:
 OVER_EVERY_S = 2.0
 
 
-def announce_over(store: Store, *, linger: bool) -> None:
-    """The run has ended; by student 0, where the store lives. ``linger``: somebody was not there to hear it."""
+def announce_over(store: Store, *, linger: bool, early: bool = False, listeners: int = 0) -> None:
+    """The run has ended, or stopped ``early``; by student 0, where the store lives.
+
+    ``linger``: somebody was not there to hear it. ``listeners`` of :func:`hear_over` are waited for as long, at most.
+    """
+    deadline = time.monotonic() + OVER_EVERY_S + 1.0
     with contextlib.suppress(dist.DistError):
-        store.set("over", "")
-    if linger:
-        time.sleep(OVER_EVERY_S + 1.0)
+        store.set("over", "early" if early else "")
+        while time.monotonic() < deadline and (linger or store.add("over/heard", 0) < listeners):
+            time.sleep(0.02)
+
+
+def hear_over(store: Store) -> bool | None:
+    """Whether the run has ended well; None: it has not ended. Raises Interrupted where student 0 is gone."""
+    try:
+        if not store.check(["over"]):
+            return None
+        store.add("over/heard", 1)
+        return not store.get("over")
+    except dist.DistError as error:
+        raise Interrupted("student 0 is gone") from error
+
+
+def listen_no_more(store: Store) -> None:
+    """Who should :func:`hear_over` leaves before it: nobody waits for that."""
+    with contextlib.suppress(dist.DistError):
+        store.add("over/heard", 1)
+
+
+def has_failed(store: Store) -> bool:
+    """Whether a rank has reported that it will not be ready; ``await_ready`` says which."""
+    try:
+        return store.add("failures", 0) > 0
+    except dist.DistError:
+        return True  # rank 0, in which the store lived, among them
 
 
 def is_over(store: Store) -> bool | None:

@@ -13,6 +13,7 @@ class Roles:
 
     students: tuple[int, ...]
     teachers: tuple[int, ...]
+    shards: int = 1  # teachers that hold one copy of the model together: a replica, of consecutive ones
 
     @property
     def world_size(self) -> int:
@@ -23,12 +24,29 @@ class Roles:
         """Whether global ``rank`` teaches."""
         return rank in self.teachers
 
+    @property
+    def leaders(self) -> tuple[int, ...]:
+        """The first teacher of every replica: it answers students."""
+        return self.teachers[:: self.shards]
 
-def assign_roles(*, world_size: int, local_size: int, teachers: int, placement: str) -> Roles:
+    @property
+    def followers(self) -> int:
+        """How many teachers lead no replica."""
+        return len(self.teachers) - len(self.leaders)
+
+    def share(self, teacher: int) -> tuple[int, int]:
+        """(leader, number among its replica) of a teacher, by its global rank."""
+        place = self.teachers.index(teacher)
+        return self.teachers[place - place % self.shards], place % self.shards
+
+
+def assign_roles(
+    *, world_size: int, local_size: int, teachers: int, placement: str, shards: int = 1
+) -> Roles:
     """Roles of ``world_size`` ranks, ``local_size`` of them on each node.
 
     ``placement``: ``last`` takes the last ranks, ``per_node`` the last ones of every node, ``nodes`` whole
-    nodes at the end. Raises UserError where that cannot be done.
+    nodes at the end. ``shards`` divides ``teachers``. Raises UserError where that cannot be done.
     """
     if teachers == 0:
         return Roles(tuple(range(world_size)), ())
@@ -44,7 +62,7 @@ def assign_roles(*, world_size: int, local_size: int, teachers: int, placement: 
     else:
         teaching = _whole_nodes(world_size, local_size, teachers)
     students = tuple(rank for rank in range(world_size) if rank not in teaching)
-    return Roles(students, tuple(sorted(teaching)))
+    return Roles(students, tuple(sorted(teaching)), shards)
 
 
 def _per_node(world_size: int, local_size: int, teachers: int) -> set[int]:

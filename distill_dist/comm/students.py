@@ -15,10 +15,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill_dist.comm.transport import is_of_a_peer
 from distill_dist.errors import Interrupted
-
-# gloo raises plain RuntimeErrors; these words stand in those about a peer
-_TRANSPORT_WORDS = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 
 # Longest wait for a sibling whose connection broke to be seen as dead; only to name it.
 DYING_S = 2.0
@@ -108,7 +106,7 @@ class StudentGroup:
         except Interrupted:
             raise  # named already, though its message may quote the transport
         except RuntimeError as error:
-            if isinstance(error, dist.DistError) or any(word in str(error) for word in _TRANSPORT_WORDS):
+            if is_of_a_peer(error):
                 raise self.lost(error) from error
             raise
 

@@ -83,6 +83,7 @@ RANGES: dict[str, Range] = {
     "student.layers": _LAYERS,
     "student.layer_list": _LAYERS,
     "student.dropout": Range(0, 1, high_open=True),
+    "teacher.shards": Range(1, 4096),
     "teacher.prefetch": Range(1, 256),
     "teacher.deadline_s": _SECONDS,
     "teacher.patience_s": _SECONDS,

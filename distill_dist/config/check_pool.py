@@ -24,7 +24,8 @@ def check_pool(config: RunConfig) -> Iterator[str]:
         yield describe_problem(config, "teacher.path", text)
     if not is_pool(config) and config.teacher.combine != TeacherConfig.combine:
         yield describe_problem(config, "teacher.combine", "needs at least two teachers")
-    models = len(config.teachers)
-    if is_pool(config) and 0 < config.cluster.teachers < models:
-        text = f"every model needs a process: at least the {models} of teachers, or 0 for all in the student's own"
+    models, shards = len(config.teachers), config.teacher.shards
+    if is_pool(config) and 0 < config.cluster.teachers < models * shards:
+        each, times = ("a process", "") if shards == 1 else (f"{shards} processes", f" times {shards}")
+        text = f"every model needs {each}: at least the {models} of teachers{times}, or 0 for all in the student's own"
         yield describe_problem(config, "cluster.teachers", text)

@@ -29,3 +29,14 @@ def check_teacher(config: RunConfig) -> Iterator[str]:
             "neither: leave it away, or set one of these"
         )
         yield describe_problem(config, "teacher.wire", reason)
+    if not config.cluster.teachers:
+        reason = "belongs to teacher processes, and cluster.teachers=0 has none: leave it away, or start some"
+        for key, is_set in (("shards", teacher.shards > 1), ("offload", teacher.offload)):
+            if is_set:
+                yield describe_problem(config, f"teacher.{key}", reason)
+    elif teacher.shards > 1 and config.cluster.teachers % teacher.shards:
+        text = (
+            f"cluster.teachers={config.cluster.teachers} processes cannot be cut into groups of so many: take a "
+            f"multiple of {teacher.shards} for that"
+        )
+        yield describe_problem(config, "teacher.shards", text)

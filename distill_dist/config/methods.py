@@ -37,6 +37,11 @@ def teacher_max_length(data: DataConfig) -> int:
     return data.max_length if own is None else own
 
 
+def is_sharded(config: RunConfig) -> bool:
+    """Whether a teacher process brings the weights to its device layer by layer."""
+    return config.teacher.shards > 1 or config.teacher.offload
+
+
 def has_curriculum(config: RunConfig) -> bool:
     """Whether the order of rows is a plan's, not a new random one every epoch."""
     return config.curriculum.order != "none"

@@ -39,6 +39,12 @@ class TeacherConfig:
     combine: Literal["average", "best", "separate"] = "average"
     """How several `teachers` are joined: their `average` by weight; for each row the `best` one, whose loss on the
     label is lowest; or `separate` terms for each one, weighted (METHOD.md §7)."""
+    shards: int = 1
+    """Teacher processes that hold one copy of the model together, each its share of every weight, and compute in
+    lockstep; `cluster.teachers` is a multiple of it; 1: each process holds the whole model."""
+    offload: bool = False
+    """Keep the weights in the host's memory and bring each layer to the device when it runs: for a teacher larger than
+    the devices of its `shards`; slower. On the CPU they lie there anyway."""
     prefetch: int = 8
     """Global batches whose signals are asked for ahead of the step that needs them; 1 to 256. Batches differ in length:
     with few of them ahead, a teacher that is on average fast enough is waited for now and then."""
@@ -58,7 +64,7 @@ class TeacherConfig:
     teaches no more, the others go on; a process that is started again is asked at once; seconds, above 0."""
     batch_tokens: int = 4096
     """Most tokens, padding included, that a teacher process computes at once, of several students' questions; at least
-    `data.max_length`. Halved for the run where memory does not suffice."""
+    `data.max_length`. Each of `shards` processes takes as many. Halved for the run where memory does not suffice."""
     cache_mib: int = 1024
     """Memory in which a teacher process keeps signals that were asked for once; MiB, 0: none. A teacher in the
     students' own processes keeps some where there is a `cache_dir`."""

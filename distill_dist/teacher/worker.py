@@ -26,13 +26,17 @@ def serve_requests(
     compute: Callable[[Request, SignalSpec], list[bytes]],
     description: dict[str, Any],
     probe: Callable[[], Probe],
+    *,
+    until_asked: Callable[[], None] = lambda: None,
 ) -> None:
     """Say who teaches here, then answer requests until the host closes ``connection``.
 
-    ``description`` has an answer of ``probe`` (sanity.py), which is asked again when the host wishes.
+    ``description`` has an answer of ``probe`` (sanity.py), which is asked again when the host wishes. ``until_asked``
+    may wait until there is something to be read.
     """
     send(connection, {"ready": description}, timeout_s=SEND_S)
     while True:
+        until_asked()
         try:
             header, body = receive(connection, timeout_s=None)
             if "probe" in header:

@@ -42,3 +42,12 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="process 2 of this host has no CUDA device: there are 2"):
         pick_device("auto", 2)
+
+
+def test_students_ask_the_leaders_of_replicas_alone() -> None:
+    launch = LaunchEnvironment(4, 6, 4, 6, "127.0.0.1", 0)
+    roles = Roles((0, 1), (2, 3, 4, 5), shards=2)
+    found = Place(launch=launch, roles=roles, store=dist.HashStore(), device=torch.device("cpu"), run="")
+    assert found.teacher_names == ("teacher2", "teacher4")
+    assert found.student_names == ("student0", "student1")
+    assert found.rpc_names[found.rank] == "teacher4"

@@ -87,3 +87,15 @@ def test_impossible_worlds_say_what_to_do(
 ) -> None:
     with pytest.raises(UserError, match=message):
         assign_roles(world_size=size, local_size=local, teachers=teachers, placement=placement)
+
+
+def test_consecutive_teachers_are_a_replica_whose_first_one_leads() -> None:
+    roles = assign_roles(world_size=8, local_size=4, teachers=6, placement="per_node", shards=3)
+    assert roles.teachers == (1, 2, 3, 5, 6, 7)
+    assert roles.leaders == (1, 5)
+    assert roles.followers == 4
+    assert [roles.share(rank) for rank in roles.teachers] == [(1, 0), (1, 1), (1, 2), (5, 0), (5, 1), (5, 2)]
+    whole = assign_roles(world_size=4, local_size=4, teachers=2, placement="last")
+    assert whole.leaders == whole.teachers
+    assert whole.followers == 0
+    assert [whole.share(rank) for rank in whole.teachers] == [(2, 0), (3, 0)]

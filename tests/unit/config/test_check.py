@@ -205,6 +205,19 @@ BAD_PAIRS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
         "no teacher.cache_dir",
         {"teacher.cache_dir": "cache"},
     ),
+    (
+        {"teacher.shards": 2, "cluster.teachers": 3},
+        "teacher.shards",
+        "multiple of 2",
+        {"cluster.teachers": 4},
+    ),
+    ({"teacher.shards": 2, "cluster.teachers": 0}, "teacher.shards", "has none", {"cluster.teachers": 2}),
+    (
+        {"teacher.offload": True, "cluster.teachers": 0},
+        "teacher.offload",
+        "has none",
+        {"cluster.teachers": 1},
+    ),
     ({"method": "finetune", "cluster.teachers": 1}, "cluster.teachers", "finetune", {"cluster.teachers": 0}),
 ]
 

@@ -89,6 +89,12 @@ def test_wrong_entries(tmp_path: Path, entries: str, parts: list[str]) -> None:
         ({"teachers": TWO[:1], "teacher.combine": "separate"}, "teacher.combine", "two", {"teachers": TWO}),
         ({"teachers": TWO, "cluster.teachers": 1}, "cluster.teachers = 1", "at least the 2", {"cluster.teachers": 2}),
         ({"teachers": TWO, "cluster.teachers": 1}, "cluster.teachers = 1", "or 0", {"cluster.teachers": 0}),
+        (
+            {"teachers": TWO, "cluster.teachers": 3, "teacher.shards": 3},
+            "cluster.teachers = 3",
+            "3 processes: at least the 2 of teachers times 3",
+            {"cluster.teachers": 6},
+        ),
         ({"teachers": (*TWO, PooledTeacher("a\0b"))}, "teachers = ", "NUL", {"teachers": TWO}),
     ],
 )  # fmt: skip
