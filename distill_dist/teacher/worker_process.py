@@ -175,7 +175,9 @@ class WorkerProcess:
         if header["kind"] == "insane":
             self.check()  # whether it is the rows, or the teacher
             raise NotSane(header["error"])
-        if header["kind"] == "device":
+        # one row cannot be halved: what lacks may be what this process has lost or leaked, another one starts afresh
+        is_full = header["kind"] == "memory" and len(request.lengths_B) == 1
+        if is_full or header["kind"] == "device":
             raise WorkerLost(header["error"])
         raise (MemoryError if header["kind"] == "memory" else RuntimeError)(header["error"])
 
