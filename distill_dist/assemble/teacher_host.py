@@ -62,6 +62,7 @@ def main() -> None:
     job = HostJob(**child_job())
     config, launch = load_config(Path(job.config), []), LaunchEnvironment(**job.launch)
     RunFolder(Path(config.run_dir)).log_to_file(launch.rank, "host")
+    _log.info("process %d serves as %s", os.getpid(), job.name)
     worker = WorkerProcess(
         lambda connection: _start_worker(job, launch, connection),
         start_s=config.cluster.collective_s,
