@@ -79,24 +79,26 @@ def fill_disk(scene: Scene) -> None:
 
 def kill_worker(scene: Scene) -> None:
     """In odd rounds another one's stops at the same time."""
-    before = scene.teachers.said("worker lost", scene.victim, "host")
+    teachers = scene.teachers
+    before, stopped = teachers.said("worker lost", scene.victim, "host"), teachers.worker(scene.others[0])
     if scene.is_odd:
-        scene.teachers.hit([scene.teachers.worker(scene.others[0])], signal.SIGSTOP)
-    scene.teachers.hit([scene.teachers.worker(scene.victim)], signal.SIGKILL)
-    scene.teachers.await_said("worker lost", scene.victim, "host", more_than=before)
+        teachers.hit([stopped], signal.SIGSTOP)
+    teachers.hit([teachers.worker(scene.victim)], signal.SIGKILL)
+    teachers.await_said("worker lost", scene.victim, "host", more_than=before)
     if scene.is_odd:
-        await_stopped_worker(scene.teachers, scene.others[0])
+        await_end(stopped)
 
 
 def stop_worker(scene: Scene) -> None:
-    scene.teachers.hit([scene.teachers.worker(scene.victim)], signal.SIGSTOP)
-    await_stopped_worker(scene.teachers, scene.victim)
+    stopped = scene.teachers.worker(scene.victim)
+    scene.teachers.hit([stopped], signal.SIGSTOP)
+    await_end(stopped)
 
 
-def await_stopped_worker(teachers: Teachers, teacher: int) -> None:
-    stopped = teachers.worker(teacher)
+def await_end(stopped: psutil.Process | None) -> None:
+    """Its host has to notice, and to kill it."""
     assert stopped is not None
-    wait_until(lambda: not stopped.is_running(), what="the stopped worker to go", timeout_s=HEALS_WITHIN_S)
+    wait_until(lambda: not stopped.is_running(), what="what was stopped to go", timeout_s=HEALS_WITHIN_S)
 
 
 def take_memory(scene: Scene) -> None:
