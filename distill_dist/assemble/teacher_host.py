@@ -34,7 +34,7 @@ from distill_dist.teacher.host import TeacherHost, open_host
 from distill_dist.teacher.sanity import Drifted
 from distill_dist.teacher.worker_process import WorkerLost, WorkerProcess
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("distill_dist.assemble.teacher_host")  # __name__ is __main__, which logs leave out
 # How often it says that it is alive.
 ALIVE_S = 0.5
 # The answer to the last student's goodbye is still on its way when the host is done.
