@@ -18,6 +18,8 @@ from tiny import Started, trace, wait_until
 
 # A worker starts in seconds, most of them imports; a host waits for its worker, and a world for its hosts.
 HEALS_WITHIN_S = 240.0
+# A look at processes or logs takes milliseconds of a core that those who heal need.
+LOOK_S = 0.1
 
 
 @contextmanager
@@ -94,6 +96,7 @@ class Teachers:
             lambda: self.said(pattern, teacher, part) > more_than,
             what=f"teacher {teacher}'s {part or 'supervisor'} to say {pattern!r} at step {self.steps()}",
             timeout_s=HEALS_WITHIN_S,
+            every_s=LOOK_S / 5,
         )
 
     def steps(self) -> int:
@@ -127,12 +130,13 @@ class Teachers:
                     lambda teacher=teacher: self._is_loaded(teacher),
                     what=f"teacher {teacher} to be loaded",
                     timeout_s=HEALS_WITHIN_S,
+                    every_s=LOOK_S,
                 )
 
     def heal(self) -> None:
         """Return when every teacher can answer again, in a world that has all."""
         self.await_loaded(range(self.number))
-        wait_until(self._all_met, what="all to meet", timeout_s=HEALS_WITHIN_S)
+        wait_until(self._all_met, what="all to meet", timeout_s=HEALS_WITHIN_S, every_s=LOOK_S / 5)
 
     def _is_loaded(self, teacher: int) -> bool:
         host, worker = self.host(teacher), self.worker(teacher)
