@@ -157,12 +157,15 @@ class WorkerProcess:
                     self.start()
                     self.restarting_ms += round(1000 * (time.monotonic() - begin))
                 return self._ask(request, spec)
-            except WorkerLost as error:
+            except (WorkerLost, MemoryError) as error:
+                # One row cannot be halved, but what it lacks may be what this process has leaked.
+                if isinstance(error, MemoryError) and (len(request.lengths_B) > 1 or lost):
+                    raise
                 lost.append(str(error))
                 self._lose(error)
         raise WorkerLost(f"{MOST_LOST} workers were lost over one request: {lost[-1]}")
 
-    def _lose(self, error: WorkerLost) -> None:
+    def _lose(self, error: Exception) -> None:
         self.restarts += 1
         _log.warning("worker lost: %s; starting another", error)
         self._kill()
@@ -175,9 +178,7 @@ class WorkerProcess:
         if header["kind"] == "insane":
             self.check()  # whether it is the rows, or the teacher
             raise NotSane(header["error"])
-        # one row cannot be halved: what lacks may be what this process has lost or leaked, another one starts afresh
-        is_full = header["kind"] == "memory" and len(request.lengths_B) == 1
-        if is_full or header["kind"] == "device":
+        if header["kind"] == "device":
             raise WorkerLost(header["error"])
         raise (MemoryError if header["kind"] == "memory" else RuntimeError)(header["error"])
 

@@ -112,11 +112,15 @@ def test_errors_of_the_model_keep_the_process(worker: WorkerProcess) -> None:
 def test_what_kills_every_worker_is_given_back(worker: WorkerProcess) -> None:
     with pytest.raises(RuntimeError, match="3 workers were lost over one request"):
         worker(request_of([ALWAYS_DIES]), SPEC)
-    with pytest.raises(
-        RuntimeError, match="3 workers were lost over one request: MemoryError: too many rows"
-    ):
-        worker(request_of([NO_MEMORY]), SPEC)
     assert worker(request_of([5]), SPEC) == [bytes([5, 2, 0])]
+
+
+def test_a_row_alone_that_has_no_memory_gets_one_more_worker(worker: WorkerProcess) -> None:
+    with pytest.raises(MemoryError, match="too many rows"):
+        worker(request_of([NO_MEMORY]), SPEC)
+    assert worker.restarts == 1
+    assert worker(request_of([5]), SPEC) == [bytes([5, 2, 0])]
+    assert worker.restarts == 1
 
 
 def test_a_worker_that_is_stopped_frees_its_device_and_is_started_by_the_next_question(
