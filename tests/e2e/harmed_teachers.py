@@ -143,8 +143,10 @@ class Teachers:
         if host is None or worker is None:
             return False
         serving = self._since_start(teacher)
-        loaded = re.findall(r"worker (\d+) has loaded", serving)
-        return serving.startswith(f"process {host.pid} ") and loaded[-1:] == [str(worker.pid)]
+        news = re.findall(
+            r"worker lost|worker \d+ has loaded", serving
+        )  # one that is lost may still be there
+        return serving.startswith(f"process {host.pid} ") and news[-1:] == [f"worker {worker.pid} has loaded"]
 
     def _since_start(self, teacher: int) -> str:
         """What the newest host of that teacher has logged."""
