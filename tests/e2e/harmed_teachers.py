@@ -20,6 +20,8 @@ from tiny import Started, trace, wait_until
 HEALS_WITHIN_S = 240.0
 # A look at processes or logs takes milliseconds of a core that those who heal need.
 LOOK_S = 0.1
+# How many steps may be made, one after another, while teachers meet, and how long students then stand still.
+MOST_STEPS, HELD_S = 8, 2.0
 
 
 @contextmanager
@@ -136,7 +138,16 @@ class Teachers:
     def heal(self) -> None:
         """Return when every teacher can answer again, in a world that has all."""
         self.await_loaded(range(self.number))
-        wait_until(self._all_met, what="all to meet", timeout_s=HEALS_WITHIN_S, every_s=LOOK_S / 5)
+        deadline, seen = time.monotonic() + HEALS_WITHIN_S, self.steps()
+        while not self._all_met():
+            assert time.monotonic() < deadline, f"teachers did not meet within {HEALS_WITHIN_S:.0f} s"
+            # who dies on the way into a world keeps others there for 20 s, in which those who are left teach: the run
+            # is not to end before
+            if self.steps() > seen + MOST_STEPS:
+                with self.held():
+                    time.sleep(HELD_S)
+                seen = self.steps()
+            time.sleep(LOOK_S / 5)
 
     def _is_loaded(self, teacher: int) -> bool:
         host, worker = self.host(teacher), self.worker(teacher)

@@ -223,7 +223,7 @@ def filled_segment(world: World, tmp_path: Path) -> Path:
 
 def test_faults_change_nothing(world: World, reference: Reference, tmp_path: Path) -> None:
     number = FAULTS or len(KINDS)
-    epochs = max(2, -(-number * 12 // EPOCH)) if FAULTS else 2
+    epochs = max(2, -(-number * 14 // EPOCH)) if FAULTS else 2
     undisturbed = undisturbed_run(world, reference, tmp_path, epochs)
     filled, run_dir, before = filled_segment(world, tmp_path), tmp_path / "run", shared_memory()
     with small_disk(tmp_path / "cache", "16m") as disk:
