@@ -2,7 +2,7 @@
 # make test    what the tests need, then the tests
 # make matrix  every combination of route, ZeRO stage, kernel, checkpointing, accumulation and precision (slow)
 # make crash   200 and more processes killed at random moments, 50 of them real runs: the same samples come out (slow)
-# make faults  teachers killed, stopped and replaced under a run, 50 times: the same weights come out (slow)
+# make faults  50 faults of teachers under a run, five of each of ten kinds: the same weights come out (slow)
 # make lint    ruff and mypy
 # make bench   measurements (slow)
 # make bench-curriculum   the curriculum at 1e7 to 1e9 rows against Mosaic Streaming and DeepSpeed (slow, 30 GB of disk)
@@ -65,7 +65,7 @@ crash: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_KILLS=$(KILLS) $(BIN)/python -m pytest -s -p no:cacheprovider \
 		tests/e2e/test_curriculum_killed.py tests/multi/test_snapshot_kills.py
 
-# FAULTS=10: fewer; five kinds take turns
+# FAULTS=10: fewer; ten kinds take turns, of workers, hosts, memory, cache and disk; it mounts a small disk, as root
 FAULTS ?= 50
 faults: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_FAULTS=$(FAULTS) $(BIN)/python -m pytest -s -p no:cacheprovider \

@@ -151,7 +151,9 @@ def start(commands: list[list[str]], environments: list[dict[str, str]], *, logs
     return Started(processes, logs, port)
 
 
-def start_ranks(arguments: list[str], *, size: int, logs: Path, launcher: str = "train.py") -> Started:
+def start_ranks(
+    arguments: list[str], *, size: int, logs: Path, launcher: str = "train.py", **variables: str
+) -> Started:
     """``size`` ranks started by hand, as torchrun or srun would: exit codes come through."""
     port = free_port()
     command = [sys.executable, str(REPOSITORY / "launcher" / launcher), *arguments]
@@ -163,6 +165,7 @@ def start_ranks(arguments: list[str], *, size: int, logs: Path, launcher: str = 
             LOCAL_SIZE=str(size),
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(port),
+            **variables,
         )
         for rank in range(size)
     ]

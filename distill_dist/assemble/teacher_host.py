@@ -38,7 +38,7 @@ from distill_dist.teacher.replica_process import ReplicaProcess
 from distill_dist.teacher.sanity import Drifted
 from distill_dist.teacher.worker_process import WorkerLost, WorkerProcess
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("distill_dist.assemble.teacher_host")  # __name__ is __main__, which logs leave out
 # How often it says that it is alive.
 ALIVE_S = 0.5
 # The answer to the last student's goodbye is still on its way when the host is done.
@@ -66,6 +66,7 @@ def main() -> None:
     job = HostJob(**child_job())
     config, launch = load_config(Path(job.config), []), LaunchEnvironment(**job.launch)
     RunFolder(Path(config.run_dir)).log_to_file(launch.rank, "host")
+    _log.info("process %d serves as %s", os.getpid(), job.name)
     try:
         worker = _worker(config, launch, job)
         about = worker.start()

@@ -166,5 +166,8 @@ def check_sane(signal: TeacherSignal) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether fewer rows at once might have been computed; torch's CPU allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether fewer rows at once might have been computed; torch on a CPU raises a plain RuntimeError."""
+    texts = ("can't allocate memory", "std::bad_alloc")  # of its allocator, and of its containers
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in str(error) for text in texts
+    )

@@ -19,6 +19,9 @@ from distill_dist.teacher.wire import Request
 _log = logging.getLogger(__name__)
 # A host reads at once; one that does not is dead or stopped.
 SEND_S = 60.0
+# Errors after which a process computes no more. oneDNN says the second where memory runs out while it compiles for a
+# new shape, and remembers it: the same shape fails for ever, with memory or without (torch 2.13).
+_LASTING = ("CUDA error", "could not create a primitive")
 
 
 def serve_requests(
@@ -51,8 +54,7 @@ def _probed(probe: Callable[[], Probe]) -> dict[str, Any]:
     try:
         return {"probe": asdict(probe())}
     except Exception as error:  # as of any request: a process that cannot compute it cannot serve
-        _log.exception("the probe's rows could not be computed")
-        return _failure(error)
+        return _failure(error, "the probe's rows")
 
 
 def _answer(
@@ -62,18 +64,21 @@ def _answer(
     try:
         rows = compute(request, spec)
     except Exception as error:  # whatever the model raises belongs to those who asked
-        _log.exception("rows could not be computed")
-        return _failure(error), b""
+        return _failure(error, "rows"), b""
     return {"sizes": [len(row) for row in rows]}, b"".join(rows)
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def _failure(error: Exception, what: str) -> dict[str, Any]:
+    """What the host is told; only what the model itself raises is worth a traceback in the log."""
+    text, kind = f"{type(error).__name__}: {error}", "model"
     if isinstance(error, NotSane):
-        return {"error": str(error), "kind": "insane"}
-    kind = "memory" if is_out_of_memory(error) else "model"
-    if "CUDA error" in str(error):
+        text, kind = str(error), "insane"
+    elif is_out_of_memory(error):
+        kind = "memory"
+    elif any(lasting in text for lasting in _LASTING):
         kind = "device"  # nothing more can be computed in this process
-    return {"error": f"{type(error).__name__}: {error}", "kind": kind}
+    _log.warning("%s could not be computed: %s", what, text, exc_info=kind == "model")
+    return {"error": text, "kind": kind}
 
 
 def pack_question(request: Request, spec: SignalSpec) -> tuple[dict[str, Any], bytes]:

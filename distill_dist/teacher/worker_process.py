@@ -157,12 +157,15 @@ class WorkerProcess:
                     self.start()
                     self.restarting_ms += round(1000 * (time.monotonic() - begin))
                 return self._ask(request, spec)
-            except WorkerLost as error:
+            except (WorkerLost, MemoryError) as error:
+                # One row cannot be halved, but what it lacks may be what this process has leaked.
+                if isinstance(error, MemoryError) and (len(request.lengths_B) > 1 or lost):
+                    raise
                 lost.append(str(error))
                 self._lose(error)
         raise WorkerLost(f"{MOST_LOST} workers were lost over one request: {lost[-1]}")
 
-    def _lose(self, error: WorkerLost) -> None:
+    def _lose(self, error: Exception) -> None:
         self.restarts += 1
         _log.warning("worker lost: %s; starting another", error)
         self._kill()

@@ -16,7 +16,7 @@ from distill_dist.teacher.sanity import Probe
 from distill_dist.teacher.wire import Request
 from distill_dist.teacher.worker import serve_requests
 
-DIES, STOPS, NO_MEMORY, WRONG, NO_DEVICE, ALWAYS_DIES, INSANE = range(101, 108)
+DIES, STOPS, NO_MEMORY, WRONG, NO_DEVICE, ALWAYS_DIES, INSANE, LEAKS, NO_KERNEL = range(101, 110)
 
 
 def main() -> None:
@@ -45,6 +45,10 @@ def main() -> None:
             raise ValueError("this row is wrong")
         if first and tokens & {NO_DEVICE}:
             raise RuntimeError("CUDA error: device-side assert triggered")
+        if first and tokens & {LEAKS}:
+            raise MemoryError("nothing is left")
+        if first and tokens & {NO_KERNEL}:
+            raise RuntimeError("could not create a primitive")
         labels = [] if request.labels_B is None else request.labels_B.tolist()
         return [
             bytes([*row[:length], len(spec.layers), *labels[place : place + 1]])

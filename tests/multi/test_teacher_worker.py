@@ -22,7 +22,17 @@ from distill_dist.teacher.compute import NotSane
 from distill_dist.teacher.wire import Request
 from distill_dist.teacher.worker import pack_question, unpack_question
 from distill_dist.teacher.worker_process import WorkerLost, WorkerProcess
-from multi.teacher_worker_child import ALWAYS_DIES, DIES, INSANE, NO_DEVICE, NO_MEMORY, STOPS, WRONG
+from multi.teacher_worker_child import (
+    ALWAYS_DIES,
+    DIES,
+    INSANE,
+    LEAKS,
+    NO_DEVICE,
+    NO_KERNEL,
+    NO_MEMORY,
+    STOPS,
+    WRONG,
+)
 
 SPEC = SignalSpec((1, 2), cls_states=True, signal="label", noise=NoiseSpec(0.1, 2, 3))
 
@@ -66,7 +76,7 @@ def test_a_question_survives_its_frame(labels: bool) -> None:
     assert not labels or torch.equal(found.labels_B, request.labels_B)  # type: ignore[arg-type]
 
 
-def test_it_answers_and_is_started_again_when_it_dies_hangs_or_loses_its_device(
+def test_it_answers_and_is_started_again_when_it_dies_hangs_or_loses_device_or_memory(
     worker: WorkerProcess,
 ) -> None:
     about = worker.start()
@@ -74,7 +84,7 @@ def test_it_answers_and_is_started_again_when_it_dies_hangs_or_loses_its_device(
     expected = [bytes([5, 6, 2, 0]), bytes([7, 2, 1])]
     assert worker(request_of([5, 6], [7]), SPEC) == expected
     assert worker.pid == about["process"]
-    for number, harm in enumerate((DIES, STOPS, NO_DEVICE), start=1):
+    for number, harm in enumerate((DIES, STOPS, NO_DEVICE, LEAKS, NO_KERNEL), start=1):
         before = worker.pid
         assert worker(request_of([harm]), SPEC) == [bytes([harm, 2, 0])]
         assert worker.restarts == number
@@ -84,13 +94,13 @@ def test_it_answers_and_is_started_again_when_it_dies_hangs_or_loses_its_device(
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)  # between two questions
     assert worker(request_of([5, 6], [7]), SPEC) == expected
-    assert worker.restarts == 4
+    assert worker.restarts == 6
 
 
 def test_errors_of_the_model_keep_the_process(worker: WorkerProcess) -> None:
     worker.start()
     with pytest.raises(MemoryError, match="too many rows"):
-        worker(request_of([NO_MEMORY]), SPEC)
+        worker(request_of([NO_MEMORY], [5]), SPEC)
     with pytest.raises(NotSane, match="not finite"):
         worker(request_of([INSANE]), SPEC)
     with pytest.raises(RuntimeError, match="ValueError: this row is wrong"):
@@ -103,6 +113,14 @@ def test_what_kills_every_worker_is_given_back(worker: WorkerProcess) -> None:
     with pytest.raises(RuntimeError, match="3 workers were lost over one request"):
         worker(request_of([ALWAYS_DIES]), SPEC)
     assert worker(request_of([5]), SPEC) == [bytes([5, 2, 0])]
+
+
+def test_a_row_alone_that_has_no_memory_gets_one_more_worker(worker: WorkerProcess) -> None:
+    with pytest.raises(MemoryError, match="too many rows"):
+        worker(request_of([NO_MEMORY]), SPEC)
+    assert worker.restarts == 1
+    assert worker(request_of([5]), SPEC) == [bytes([5, 2, 0])]
+    assert worker.restarts == 1
 
 
 def test_a_worker_that_is_stopped_frees_its_device_and_is_started_by_the_next_question(

@@ -70,8 +70,9 @@ def test_questions_of_different_kinds_wait_for_each_other_but_do_not_mix() -> No
         RuntimeError(
             "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
         ),
+        RuntimeError("std::bad_alloc"),
     ],
-    ids=["cuda", "python", "torch on cpu"],
+    ids=["cuda", "python", "torch on cpu", "a container of torch"],
 )
 def test_out_of_memory_halves_the_batch_for_good(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     scarce = Scarce(2, error)

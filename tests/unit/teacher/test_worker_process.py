@@ -71,8 +71,11 @@ class Teachers:
         self.says = SANE
         self.started = 0
         self.insane = False
+        self.errors: list[Exception] = []  # of the next answers
 
     def answer(self) -> bytes:
+        if self.errors:
+            raise self.errors.pop(0)
         if self.insane:
             raise NotSane("its logits are not finite")
         return b"row"
@@ -172,3 +175,24 @@ def test_a_worker_that_teaches_something_else_answers_nothing(same: bool) -> Non
         with pytest.raises(UserError, match=r"teacher\.path holds another model"):
             worker(asked(), SignalSpec())
     worker.stop()
+
+
+def test_a_row_alone_that_finds_no_memory_gets_one_more_worker(
+    worker: WorkerProcess, teachers: Teachers
+) -> None:
+    full = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    teachers.errors = [full]
+    assert worker(asked(), SignalSpec()) == [b"row"]
+    assert teachers.started == 2
+    teachers.errors = [full, full]
+    with pytest.raises(MemoryError, match="can't allocate memory"):
+        worker(asked(), SignalSpec())
+    assert teachers.started == 3
+    assert teachers.errors == []
+
+
+def test_kernels_that_cannot_be_compiled_cost_the_worker(worker: WorkerProcess, teachers: Teachers) -> None:
+    teachers.errors = [RuntimeError("could not create a primitive")]
+    assert worker(asked(), SignalSpec()) == [b"row"]
+    assert teachers.started == 2
+    assert worker.restarts == 1
