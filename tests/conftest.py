@@ -47,12 +47,16 @@ def shared_data() -> Path:
     return _shared_folder() / "data"
 
 
+# They start processes too, but nothing in them waits for a deadline: they may run beside the others.
+PATIENT = ("tests/multi/test_engine.py", "tests/multi/test_nonfinite.py", "tests/multi/test_routes.py")
+
+
 class ProcessesApart(LoadScopeScheduling):
-    """Files are dealt to workers; all that start processes of their own to one, where they run one after another."""
+    """Files are dealt to workers; those that start processes and wait for them, but for PATIENT, all to one worker."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return "processes" if file.startswith(("tests/e2e/", "tests/multi/")) else file
+        return "processes" if file.startswith(("tests/e2e/", "tests/multi/")) and file not in PATIENT else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
