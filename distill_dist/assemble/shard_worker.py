@@ -29,7 +29,6 @@ from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import load_manifest
 from distill_dist.errors import UserError
-from distill_dist.models.encoder import layer_list
 from distill_dist.run_folder import RunFolder
 from distill_dist.teacher.row_computer import RowComputer
 from distill_dist.teacher.shards import ShardedComputer
@@ -104,7 +103,7 @@ def build_share(
         device=device,
         timeout_s=teacher.deadline_s,
     )
-    group.shard(parts.model, list(layer_list(parts.model)), offload=teacher.offload)
+    group.shard(parts.model, parts.layers, offload=teacher.offload)
     _log.info("attempt %d: member %d of %d of the teacher is loaded", attempt, member, teacher.shards)
     return compute, group
 
