@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from distill_dist.config.fields import describe_problem
 from distill_dist.config.methods import asks_inside
-from distill_dist.config.pool import teachers_of
 from distill_dist.config.schema import DataConfig, RunConfig
 
 
@@ -21,7 +20,8 @@ def check_teacher_tokens(config: RunConfig) -> Iterator[str]:
 
 def check_other_tokens(config: RunConfig) -> Iterator[str]:
     """One line per problem of a run that learns from it."""
-    paths = [teacher.path for teacher in teachers_of(config)]  # several read the same second tokens
+    # Several read the same second tokens. Their weights may be wrong still, and are nobody's business here.
+    paths = [path for path in (*(each.path for each in config.teachers), config.teacher.path) if path]
     if not (config.data.teacher_tokenizer and paths):
         return
     for key in asks_inside(config):
