@@ -56,7 +56,9 @@ class ProcessesApart(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return "processes" if file.startswith(("tests/e2e/", "tests/multi/")) and file not in PATIENT else file
+        return (
+            "processes" if file.startswith(("tests/e2e/", "tests/multi/")) and file not in PATIENT else file
+        )
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
