@@ -176,6 +176,9 @@ class TeacherHost:
 
     def _answer_alike(self, spec: SignalSpec, questions: list[_Question]) -> None:
         """Questions of one spec: rows that several ask for are computed once; each is answered when it is complete."""
+        for question in questions:
+            self._look_again(question)
+        questions = [question for question in questions if not question.answer.done()]
         wanted = {
             question.request.keys_B[row]: (question, row)
             for question in questions
@@ -199,8 +202,18 @@ class TeacherHost:
             for question in asking:
                 question.rows |= {key: found[key] for key in question.request.keys_B if key in found}
                 if not question.missing:
-                    question.give()
-                    self._count(answered=1, answered_bytes=question.bytes)
+                    self._give(question)
+
+    def _look_again(self, question: _Question) -> None:
+        """Rows that were computed for others while it waited."""
+        known = {key: self._cache.peek(key) for key in question.request.keys_B if key not in question.rows}
+        question.rows |= {key: row for key, row in known.items() if row is not None}
+        if not question.missing:
+            self._give(question)
+
+    def _give(self, question: _Question) -> None:
+        question.give()
+        self._count(answered=1, answered_bytes=question.bytes)
 
     def _rows(self, request: Request, spec: SignalSpec) -> Iterator[tuple[bytes, bytes]]:
         """Keys with rows, newly computed. Where memory runs out, batches are halved from then on."""
@@ -240,8 +253,7 @@ class TeacherHost:
         found = self._cache.get_many(request.keys_B)
         question.rows = {key: row for key, row in zip(request.keys_B, found, strict=True) if row is not None}
         if not question.missing:
-            question.give()
-            self._count(answered=1, answered_bytes=question.bytes)
+            self._give(question)
             return answer
         with self._lock:
             is_full = self._waiting_tokens > self._queue_tokens

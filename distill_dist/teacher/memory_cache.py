@@ -38,6 +38,11 @@ class MemoryCache:
                 self.hits += 1
             return row
 
+    def peek(self, key: bytes) -> bytes | None:
+        """As ``get``, but not counted."""
+        with self._lock:
+            return self._rows.get(key)
+
     def put(self, key: bytes, row: bytes) -> None:
         """Keep the payload if it fits and is not there."""
         size = len(row) + ENTRY_BYTES

@@ -54,6 +54,10 @@ class SignalCache:
                 self._memory.put(keys[i], row)
         return rows
 
+    def peek(self, key: bytes) -> bytes | None:
+        """The row if it is in memory, for who has asked for it before: not counted."""
+        return self._memory.peek(key)
+
     def put_many(self, keys: Sequence[bytes], rows: Sequence[bytes]) -> None:
         """Keep the rows. On disk they are durable, and seen by others, once their segment is sealed."""
         assert all(len(key) == KEY_BYTES for key in keys), keys

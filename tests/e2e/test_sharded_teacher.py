@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -30,13 +31,25 @@ from tiny import (
 )
 
 from e2e.conftest import Reference, shared_memory
+from e2e.harmed_teachers import child_of
 from e2e.test_interrupted import arguments_of, assert_same_run, await_step
-from e2e.test_teacher_faults import child_of, hit, last
 
 pytestmark = pytest.mark.timeout(900)
 STUDENTS, LEADER, FOLLOWER = 2, 2, 3
 SHARDED = ("cluster.teachers=2", "teacher.shards=2")
 HEALS_WITHIN_S = 180.0
+
+
+def hit(process: psutil.Process | None, number: signal.Signals) -> psutil.Process:
+    assert process is not None, "it is not there to be hit"
+    process.send_signal(number)
+    return process
+
+
+def last(pattern: str, log: Path) -> str:
+    """The last match of ``pattern`` in ``log``; empty where there is none."""
+    text = log.read_text(encoding="utf-8") if log.is_file() else ""
+    return next(reversed(re.findall(pattern, text)), "")
 
 
 def log_of(run_dir: Path) -> str:

@@ -97,6 +97,22 @@ def test_a_row_alone_that_does_not_fit_belongs_to_who_asked() -> None:
     assert "MemoryError" in future.value().reason
 
 
+def test_a_row_that_was_computed_while_a_question_waited_is_not_computed_again() -> None:
+    about, sizes = computer(), []
+
+    def compute(request: Request, spec: SignalSpec) -> list[bytes]:
+        sizes.append(len(request.keys_B))
+        return about(request, spec)
+
+    # one row at a time: the second question's loop begins when the first one's row is there
+    teaching = host_of(compute, batch_tokens=1)
+    first, second = (queued(teaching, batches()[:1])[0] for _ in range(2))
+    serve_once(teaching)
+    assert sizes == [1]
+    assert bytes(first.value().rows()[0]) == bytes(second.value().rows()[0])
+    assert teaching.counters()["misses"] == 2, "both had to ask"
+
+
 def test_an_error_of_the_model_reaches_those_who_asked_and_nobody_else() -> None:
     about = computer()
 
