@@ -33,7 +33,8 @@ from distill_dist.config.methods import is_sharded
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
 from distill_dist.run_folder import RunFolder
-from distill_dist.teacher.host import TeacherHost, open_host
+from distill_dist.teacher.host import TeacherHost
+from distill_dist.teacher.remote_calls import open_host
 from distill_dist.teacher.replica_process import ReplicaProcess
 from distill_dist.teacher.sanity import Drifted
 from distill_dist.teacher.worker_process import WorkerLost, WorkerProcess

@@ -15,7 +15,8 @@ from distill_dist.bench.teacher_world import ADDRESS, START_S, Membership
 from distill_dist.children import child_job, start_child
 from distill_dist.comm.environment import pin_interface
 from distill_dist.config.schema_teacher import TeacherConfig
-from distill_dist.teacher.host import TeacherHost, open_host
+from distill_dist.teacher.host import TeacherHost
+from distill_dist.teacher.remote_calls import open_host
 from distill_dist.teacher.worker_process import WorkerProcess
 
 

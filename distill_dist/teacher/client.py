@@ -8,13 +8,13 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from distill_dist.comm.rpc_world import CallFailed, Reply, RpcWorld, WorldChanged
 from distill_dist.errors import UserError
 from distill_dist.records import Batch, SignalSpec, TeacherSignal
-from distill_dist.teacher import host
+from distill_dist.teacher import remote_calls
+from distill_dist.teacher.asked import Asked, Part, Patience
 from distill_dist.teacher.cached import keyed_request
 from distill_dist.teacher.local import T, TeacherLost, spec_of
 from distill_dist.teacher.rendezvous_hash import rank_hosts
@@ -25,42 +25,8 @@ from distill_dist.teacher.wire import Answer, Failure, Reaction, Refusal, Reques
 _log = logging.getLogger(__name__)
 # A host whose queue is full is asked again after so long.
 BUSY_S = 0.02
-# How often a wait looks whether the run is to stop, and how long it then still lasts: launchers kill after 30 s.
-LOOK_S, STOP_S = 0.5, 10.0
-
-
-class _Patience:
-    """How long a step still waits for its signals; not for long once the run is to stop."""
-
-    def __init__(self, seconds: float, should_stop: Callable[[], bool]) -> None:
-        self._until, self._should_stop, self._is_cut = time.monotonic() + seconds, should_stop, False
-
-    def left(self) -> float:
-        """Seconds; none when it is 0 or less."""
-        now = time.monotonic()
-        if not self._is_cut and self._should_stop():
-            self._is_cut, self._until = True, min(self._until, now + STOP_S)
-        return self._until - now
-
-
-@dataclass
-class _Part:
-    """Rows of a micro-batch that one host was asked for."""
-
-    host: str
-    rows: list[int]
-    reply: Reply | None  # None: the call itself failed
-    unable: frozenset[str]  # hosts that could not compute these rows
-
-
-@dataclass
-class _Asked:
-    """One micro-batch under way."""
-
-    batch: Batch
-    spec: SignalSpec
-    request: Request
-    parts: list[_Part]
+# How often a wait looks whether the run is to stop.
+LOOK_S = 0.5
 
 
 class RemoteTeacher:
@@ -105,7 +71,7 @@ class RemoteTeacher:
         self, items: Iterable[T], batches_of: Callable[[T], Sequence[Batch]], spec: SignalSpec, *, ahead: int
     ) -> Iterator[tuple[T, tuple[TeacherSignal, ...]]]:
         """See Teacher. Raises TeacherLost when no host answers for as long as patience lasts."""
-        pending: deque[tuple[T, list[_Asked]]] = deque()
+        pending: deque[tuple[T, list[Asked]]] = deque()
         for item in items:
             pending.append((item, [self._ask(batch, spec) for batch in batches_of(item)]))
             if len(pending) > ahead:
@@ -122,12 +88,14 @@ class RemoteTeacher:
         found = {}
         for name in self._met:
             with contextlib.suppress(CallFailed):
-                found[name] = self._world.call(name, host.counters).wait(self._deadline_s)
+                found[name] = self._world.call(name, remote_calls.counters).wait(self._deadline_s)
         return found
 
     def release(self, *, timeout_s: float, early: bool = False) -> bool:
         """See Teacher. One that does not hear it is no error: its lease will end."""
-        function, arguments = (host.dismiss, ()) if early else (host.release, (self._student,))
+        function, arguments = (
+            (remote_calls.dismiss, ()) if early else (remote_calls.release, (self._student,))
+        )
         self._done.set()
         self._renewing.join(timeout_s)
         heard = True
@@ -146,12 +114,12 @@ class RemoteTeacher:
 
     # ------------------------------------------------------------------ asking
 
-    def _ask(self, batch: Batch, spec: SignalSpec) -> _Asked:
+    def _ask(self, batch: Batch, spec: SignalSpec) -> Asked:
         if self._world.generation != self._generation:
             self._meet(self._patience())
         spec = spec_of(batch, spec)
         request = keyed_request(batch, spec, fingerprint=self._description["fingerprint"], types=self._types)
-        return _Asked(
+        return Asked(
             batch, spec, request, self._parts(request, range(len(request.keys_B)), spec, frozenset())
         )
 
@@ -161,35 +129,35 @@ class RemoteTeacher:
 
     def _parts(
         self, request: Request, rows: Iterable[int], spec: SignalSpec, unable: frozenset[str]
-    ) -> list[_Part]:
+    ) -> list[Part]:
         """Ask each row's owner among the hosts that are left, without those that are ``unable``."""
         hosts = [name for name in self._hosts if name not in unable]
         if not hosts:
-            return [_Part("", list(rows), None, unable)]
+            return [Part("", list(rows), None, unable)]
         shares: defaultdict[str, list[int]] = defaultdict(list)
         rows = list(rows)
         first = rank_hosts([request.keys_B[row] for row in rows], hosts)[:, 0]
         for row, place in zip(rows, first.tolist(), strict=True):
             shares[hosts[place]].append(row)
         return [
-            _Part(name, rows, self._call(name, request.take(rows), spec), unable)
+            Part(name, rows, self._call(name, request.take(rows), spec), unable)
             for name, rows in shares.items()
         ]
 
     def _call(self, name: str, request: Request, spec: SignalSpec) -> Reply | None:
         try:
-            return self._world.call(name, host.ask, request, spec)
+            return self._world.call(name, remote_calls.ask, request, spec)
         except CallFailed as error:
             self._lose(name, error)
             return None
 
-    def _collect(self, item: T, asked: list[_Asked]) -> tuple[T, tuple[TeacherSignal, ...]]:
+    def _collect(self, item: T, asked: list[Asked]) -> tuple[T, tuple[TeacherSignal, ...]]:
         start = time.perf_counter()
         found = tuple(self._signal(each) for each in asked)
         self.waited_s += time.perf_counter() - start
         return item, found
 
-    def _signal(self, asked: _Asked) -> TeacherSignal:
+    def _signal(self, asked: Asked) -> TeacherSignal:
         patience = self._patience()
         rows: dict[int, memoryview] = {}
         parts = deque(asked.parts)
@@ -209,7 +177,7 @@ class RemoteTeacher:
         encoded = [rows[row] for row in range(len(asked.request.keys_B))]
         return self._codec(asked.spec).decode(encoded, length=length).to(asked.batch.labels_B.device)
 
-    def _without(self, part: _Part, failure: Failure) -> frozenset[str]:
+    def _without(self, part: Part, failure: Failure) -> frozenset[str]:
         """The hosts that could not compute the part's rows. Raises UserError where no other is left."""
         unable = part.unable | {part.host}
         if set(self._hosts) <= unable:
@@ -217,7 +185,7 @@ class RemoteTeacher:
         _log.warning("%s could not compute %d row(s): %s", part.host, len(part.rows), failure.reason)
         return unable
 
-    def _wait(self, part: _Part, asked: _Asked, patience: _Patience) -> Answer | Failure | None:
+    def _wait(self, part: Part, asked: Asked, patience: Patience) -> Answer | Failure | None:
         """What the host says to a part; None: it is lost, or met anew, and somebody has to be asked again.
 
         Raises UserError where it should teach nobody.
@@ -240,29 +208,29 @@ class RemoteTeacher:
             reply = self._call(part.host, asked.request.take(part.rows), asked.spec)
         return None
 
-    def _while_it_lives(self, name: str, reply: Reply, patience: _Patience) -> Reaction | None:
+    def _while_it_lives(self, name: str, reply: Reply, patience: Patience) -> Reaction | None:
         """The answer, waited for as long as the host gives signs of life. Raises CallFailed."""
         alive_at = time.monotonic()
         while not reply.is_done_within(max(0.0, min(patience.left(), LOOK_S, self._deadline_s))):
             if patience.left() <= 0:
                 break
             if time.monotonic() - alive_at >= self._deadline_s:
-                self._world.call(name, host.renew).wait(self._deadline_s)
+                self._world.call(name, remote_calls.renew).wait(self._deadline_s)
                 alive_at = time.monotonic()
         found: Reaction | None = reply.wait(0.0)
         return found
 
     # ------------------------------------------------------------------ hosts that come and go
 
-    def _patience(self) -> _Patience:
-        return _Patience(self._patience_s, self._should_stop)
+    def _patience(self) -> Patience:
+        return Patience(self._patience_s, self._should_stop)
 
-    def _meet(self, patience: _Patience) -> None:
+    def _meet(self, patience: Patience) -> None:
         """Take the hosts of the world that stands, which must teach what the first ones did."""
         self._generation, self._hosts = self._world.generation, self._met
         for name in self._met:
             try:
-                found = self._world.call(name, host.describe).wait(self._deadline_s)
+                found = self._world.call(name, remote_calls.describe).wait(self._deadline_s)
             except WorldChanged:
                 return self._await_host(patience)
             except CallFailed as error:
@@ -301,7 +269,7 @@ class RemoteTeacher:
                 "lost %s, %d of %d teachers are left: %s", name, len(self._hosts), len(self._names), error
             )
 
-    def _await_host(self, patience: _Patience) -> None:
+    def _await_host(self, patience: Patience) -> None:
         """Return once there is somebody to ask. Raises TeacherLost when patience has ended."""
         while not self._hosts or self._world.has_changed(self._generation):
             while not self._world.await_standing(self._generation, min(LOOK_S, max(0.0, patience.left()))):
@@ -317,6 +285,6 @@ class RemoteTeacher:
         while not self._done.wait(every_s):
             for name in self._met:
                 try:
-                    self._world.call(name, host.renew)
+                    self._world.call(name, remote_calls.renew)
                 except CallFailed as error:
                     _log.debug("lease not renewed: %s", error)  # the next signal will say so too

@@ -1,8 +1,8 @@
 """The teacher's side of the RPC world: a queue that remote calls fill and one loop that empties.
 
-RPC runs the functions of this module by name in its own threads. They answer from the cache where they can, and
-queue the rest; the loop in the main thread merges what waits, computes and stores it, so that two questions never
-compete for the device and rows asked for twice are computed once.
+Calls (remote_calls.py) come in threads of RPC. They answer from the cache where they can, and queue the rest; the loop
+in the main thread merges what waits, computes and stores it, so that two questions never compete for the device and
+rows asked for twice are computed once.
 """
 
 from __future__ import annotations
@@ -12,63 +12,23 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
 
 from torch.futures import Future
 
-from distill_dist.comm.rpc_world import answered_later
-from distill_dist.errors import UserError
 from distill_dist.records import SignalSpec
-from distill_dist.teacher.compute import NotSane, is_out_of_memory
+from distill_dist.teacher.compute import is_out_of_memory
 from distill_dist.teacher.merge import micro_batches
+from distill_dist.teacher.question import Question, request_of
 from distill_dist.teacher.sanity import Drifted
 from distill_dist.teacher.signal_cache import SignalCache
-from distill_dist.teacher.wire import Failure, Reaction, Refusal, Request, join_requests, pack_rows
-from distill_dist.teacher.worker_process import WorkerLost
+from distill_dist.teacher.wire import Reaction, Request
 
 _log = logging.getLogger(__name__)
 # How long a question waits for others to be computed with it: less than a forward takes.
 LINGER_S = 0.002
-
-
-@dataclass(eq=False)
-class _Question:
-    request: Request
-    spec: SignalSpec
-    answer: Future[Reaction | None]
-    rows: dict[bytes, bytes] = field(default_factory=dict)  # what is known by now, by key
-
-    @property
-    def missing(self) -> list[int]:
-        """Rows that nobody has computed yet, the first of those with one key."""
-        first = {key: row for row, key in reversed(list(enumerate(self.request.keys_B)))}
-        return sorted(row for key, row in first.items() if key not in self.rows)
-
-    @property
-    def tokens(self) -> int:
-        return int(self.request.lengths_B.sum())
-
-    def give(self) -> None:
-        """Answer it."""
-        self.answer.set_result(pack_rows([self.rows[key] for key in self.request.keys_B]))
-
-    @property
-    def bytes(self) -> int:
-        """Of its answer, once it is complete."""
-        return sum(len(self.rows[key]) for key in self.request.keys_B)
-
-    def fail(self, error: Exception) -> None:
-        """Whatever the model raises belongs to those who asked; who cannot get a worker up is as good as gone."""
-        reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, NotSane | UserError):
-            self.answer.set_result(Refusal(str(error)))
-        elif isinstance(error, WorkerLost):
-            self.answer.set_exception(RuntimeError(reason))  # type: ignore[arg-type]
-        else:
-            self.answer.set_result(Failure(reason))
 
 
 class TeacherHost:
@@ -102,7 +62,7 @@ class TeacherHost:
         self._lease_s = lease_s
         self._batch_tokens, self._queue_tokens = batch_tokens, queue_tokens
         self.description = description
-        self._questions: queue.SimpleQueue[_Question] = queue.SimpleQueue()
+        self._questions: queue.SimpleQueue[Question] = queue.SimpleQueue()
         self._waiting_tokens = 0
         self._lock = threading.Lock()
         self._last_call = time.monotonic()
@@ -151,7 +111,7 @@ class TeacherHost:
             self._computed_at = None
             self._rest()
 
-    def _gather(self, first: _Question) -> list[_Question]:
+    def _gather(self, first: Question) -> list[Question]:
         """``first`` and what else waits, up to one batch of tokens; a little time is given for more to come."""
         found, tokens = [first], first.tokens
         deadline = time.monotonic() + LINGER_S
@@ -169,12 +129,12 @@ class TeacherHost:
         with self._lock:
             self._counts.update(more)
 
-    def _answer(self, questions: list[_Question]) -> None:
+    def _answer(self, questions: list[Question]) -> None:
         by_spec = groupby(sorted(questions, key=lambda question: repr(question.spec)), lambda q: q.spec)
         for spec, group in by_spec:
             self._answer_alike(spec, list(group))
 
-    def _answer_alike(self, spec: SignalSpec, questions: list[_Question]) -> None:
+    def _answer_alike(self, spec: SignalSpec, questions: list[Question]) -> None:
         """Questions of one spec: rows that several ask for are computed once; each is answered when it is complete."""
         for question in questions:
             self._look_again(question)
@@ -190,7 +150,7 @@ class TeacherHost:
             asking = [question for question in questions if not question.answer.done()]
             chosen = [keys[place] for place in batch]
             try:
-                found = dict(self._rows(_request_of([wanted[key] for key in chosen]), spec))
+                found = dict(self._rows(request_of([wanted[key] for key in chosen]), spec))
             except Drifted:
                 raise
             except Exception as error:  # whatever the model raises belongs to those who asked
@@ -204,14 +164,14 @@ class TeacherHost:
                 if not question.missing:
                     self._give(question)
 
-    def _look_again(self, question: _Question) -> None:
+    def _look_again(self, question: Question) -> None:
         """Rows that were computed for others while it waited."""
         known = {key: self._cache.peek(key) for key in question.request.keys_B if key not in question.rows}
         question.rows |= {key: row for key, row in known.items() if row is not None}
         if not question.missing:
             self._give(question)
 
-    def _give(self, question: _Question) -> None:
+    def _give(self, question: Question) -> None:
         question.give()
         self._count(answered=1, answered_bytes=question.bytes)
 
@@ -249,7 +209,7 @@ class TeacherHost:
         """Answer from the cache, or queue a question; None where too much waits already. Called by RPC threads."""
         answer: Future[Reaction | None] = Future()
         self._last_call = time.monotonic()
-        question = _Question(request, spec, answer)
+        question = Question(request, spec, answer)
         found = self._cache.get_many(request.keys_B)
         question.rows = {key: row for key, row in zip(request.keys_B, found, strict=True) if row is not None}
         if not question.missing:
@@ -285,56 +245,3 @@ class TeacherHost:
     def dismiss(self) -> None:
         """The run ended early: nobody will ask any more, not even students that cannot say so."""
         self.dismissed = True
-
-
-def _request_of(rows: Iterable[tuple[_Question, int]]) -> Request:
-    """One request of rows of several questions, in the order of ``rows``."""
-    by_question = groupby(rows, lambda entry: entry[0])
-    return join_requests(
-        [question.request.take([row for _, row in entries]) for question, entries in by_question]
-    )
-
-
-_host: TeacherHost | None = None
-
-
-def open_host(host: TeacherHost) -> None:
-    """Let remote calls reach ``host``; before the RPC world is joined."""
-    global _host
-    _host = host
-
-
-def _opened() -> TeacherHost:
-    assert _host is not None, "open_host comes before the RPC world"
-    return _host
-
-
-@answered_later
-def ask(request: Request, spec: SignalSpec) -> Future[Reaction | None]:
-    """Remote: the teacher's encoded signal of every row; None: ask again later."""
-    return _opened().put(request, spec)
-
-
-def renew() -> None:
-    """Remote: prolong the lease."""
-    _opened().renew()
-
-
-def release(student: int) -> None:
-    """Remote: this student is done."""
-    _opened().release(student)
-
-
-def dismiss() -> None:
-    """Remote: the run ended early for every student."""
-    _opened().dismiss()
-
-
-def describe() -> dict[str, Any]:
-    """Remote: who teaches here (parameters, fingerprint) and how its rows are encoded."""
-    return _opened().description
-
-
-def counters() -> dict[str, int]:
-    """Remote: what the host has done so far."""
-    return _opened().counters()

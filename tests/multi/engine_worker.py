@@ -27,8 +27,9 @@ from distill_dist.objectives.objective import METHODS, Objective
 from distill_dist.records import Batch, Step, TeacherSignal
 from distill_dist.student import StudentStep
 from distill_dist.teacher.client import RemoteTeacher
-from distill_dist.teacher.host import TeacherHost, open_host
+from distill_dist.teacher.host import TeacherHost
 from distill_dist.teacher.local import LocalTeacher, Teacher
+from distill_dist.teacher.remote_calls import open_host
 from distill_dist.teacher.row_codec import WireTypes
 from distill_dist.teacher.row_computer import RowComputer
 from distill_dist.teacher.signal_cache import SignalCache

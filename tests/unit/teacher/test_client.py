@@ -273,7 +273,7 @@ def test_a_host_that_comes_back_gets_its_share_again() -> None:
 
 
 def test_a_stop_cuts_patience_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill_dist.teacher.client.STOP_S", 0.3)
+    monkeypatch.setattr("distill_dist.teacher.asked.STOP_S", 0.3)
     world = FakeWorld(hosts_named(1))
     stopped = threading.Event()
     client = remote(world, should_stop=stopped.is_set)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distill_dist.records import SignalSpec
-from distill_dist.teacher import host
+from distill_dist.teacher import host, remote_calls
 from distill_dist.teacher.sanity import Drifted
 from distill_dist.teacher.wire import Failure, Request, pack_request
 from teacher.service_cases import (
@@ -240,21 +240,21 @@ def test_a_teacher_that_drifted_answers_nobody(found_by: str, monkeypatch: pytes
 
 
 def test_remote_functions_reach_the_open_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_host", None)
+    monkeypatch.setattr(remote_calls, "_host", None)
     with pytest.raises(AssertionError, match="open_host comes before"):
-        host.renew()
+        remote_calls.renew()
     teaching = host_of(students=1)
-    host.open_host(teaching)
-    assert host.describe() == computer().introduce(PROBE)
+    remote_calls.open_host(teaching)
+    assert remote_calls.describe() == computer().introduce(PROBE)
     request = replace(pack_request(batches()[0], labels=True), keys_B=(bytes(16),))
-    answer = host.ask(request, SPEC)
+    answer = remote_calls.ask(request, SPEC)
     assert not answer.done()
-    host.renew()
+    remote_calls.renew()
     serve_once(teaching)
     (row,) = answer.value().rows()
-    assert host.counters()["answered"] == 1
-    again = host.ask(request, SPEC)
+    assert remote_calls.counters()["answered"] == 1
+    again = remote_calls.ask(request, SPEC)
     assert again.done(), "from the cache, at once"
     assert again.value().rows() == [row]
-    host.dismiss()
+    remote_calls.dismiss()
     assert teaching.serve(should_stop=never) is False
