@@ -43,10 +43,10 @@ def launch(
     ``flags`` adds the launcher's own options to the parser; ``need`` says how much of the configuration the
     launcher reads; ``config_path`` names the file where `--config` is absent (say, the run folder's own).
     With ``folder``, its help, a folder is the first word that is no option: ``args.folder``, a Path.
-    The JSON line comes from rank 0 only (environment variable RANK, absent in a single process). Always
+    The JSON line comes from rank 0 only (RANK or SLURM_PROCID, both absent in a single process). Always
     raises SystemExit, except for a bug in ``main``, whose exception goes through.
     """
-    rank = os.environ.get("RANK") or "0"
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
     # Read when torch is imported: its C++ parts warn on stderr of every socket that closes at the end of a run.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:

@@ -18,6 +18,8 @@ class StopSignal:
         self._asked_at: float | None = None
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        # slurm/*.sh start us with them blocked: one that came since then waits, and is heard now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGUSR1))
 
     def asked(self) -> bool:
         """Whether a stop was asked for."""

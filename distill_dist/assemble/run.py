@@ -34,6 +34,7 @@ def enter(config: RunConfig, stop: StopSignal) -> tuple[Place, RunFolder]:
         teachers=config.cluster.teachers,
         placement=config.cluster.placement,
         shards=config.teacher.shards,
+        node_sizes=launch.node_sizes,
     )
     folder = RunFolder(Path(config.run_dir))
     folder.log_to_file(launch.rank)

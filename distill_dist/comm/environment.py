@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import psutil
 
 from distill_dist.errors import UserError
 
-_REMEDY = "start with deepspeed, torchrun or srun"
+_REMEDY = "start with deepspeed, torchrun or srun (as slurm/gkd_mnli.sh does)"
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,21 @@ class LaunchEnvironment:
     master_port: int  # 0: nobody launched us, any free port will do
     agent_store: bool = False
     attempt: int = 0
+    node_sizes: tuple[
+        int, ...
+    ] = ()  # processes of each node, in the order of ranks; empty: ``local_size`` on all
 
 
 def read_environment(environment: MutableMapping[str, str]) -> LaunchEnvironment:
     """The process's place; without a launcher a world of one. Raises UserError on a half-set environment."""
     if "RANK" not in environment and "WORLD_SIZE" not in environment:
+        if is_slurm_task(environment):
+            return _read_slurm(environment)
         return LaunchEnvironment(0, 1, 0, 1, "127.0.0.1", 0)
-    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in needed if not environment.get(name)]
-    if missing:
-        raise UserError(f"the environment lacks {', '.join(missing)}; {_REMEDY}")
+    _require(environment, "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     rank, world_size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
     if rank >= world_size:
         raise UserError(f"the environment has RANK={rank} in a world of WORLD_SIZE={world_size}; {_REMEDY}")
-    port = _number(environment, "MASTER_PORT")
-    if not 0 < port < 65536:
-        raise UserError(f"the environment has MASTER_PORT={port}, which is no port (1 to 65535); {_REMEDY}")
     local_size = "LOCAL_WORLD_SIZE" if environment.get("LOCAL_WORLD_SIZE") else "LOCAL_SIZE"
     return LaunchEnvironment(
         rank=rank,
@@ -51,10 +51,60 @@ def read_environment(environment: MutableMapping[str, str]) -> LaunchEnvironment
         local_rank=_number(environment, "LOCAL_RANK", default=0),
         local_size=max(1, _number(environment, local_size, default=world_size)),
         master_address=environment["MASTER_ADDR"],
-        master_port=port,
+        master_port=_port(environment),
         agent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         attempt=_number(environment, "TORCHELASTIC_RESTART_COUNT"),
     )
+
+
+def is_slurm_task(environment: Mapping[str, str]) -> bool:
+    """Whether srun started this process; a batch script's own processes have no step."""
+    return "SLURM_STEP_ID" in environment and environment.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+
+
+def _read_slurm(environment: Mapping[str, str]) -> LaunchEnvironment:
+    """One task of a step; the step's numbers also span the parts of a heterogeneous job (Slurm 22.05)."""
+    _require(
+        environment,
+        "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE", "MASTER_ADDR", "MASTER_PORT",
+    )  # fmt: skip
+    sizes = parse_tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
+    node = _number(environment, "SLURM_NODEID")
+    if node >= len(sizes):
+        raise UserError(f"the environment has SLURM_NODEID={node} among {len(sizes)} nodes; {_REMEDY}")
+    return LaunchEnvironment(
+        rank=_number(environment, "SLURM_PROCID"),
+        world_size=_number(environment, "SLURM_STEP_NUM_TASKS"),
+        local_rank=_number(environment, "SLURM_LOCALID"),
+        local_size=sizes[node],
+        master_address=environment["MASTER_ADDR"],
+        master_port=_port(environment),
+        node_sizes=sizes,
+    )
+
+
+def parse_tasks_per_node(text: str) -> tuple[int, ...]:
+    """`4(x2),1`, as Slurm writes it, is (4, 4, 1). Raises UserError."""
+    sizes: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", part)
+        if found is None:
+            raise UserError(f"the environment has SLURM_STEP_TASKS_PER_NODE={text!r}, unlike `4(x2),1`")
+        sizes += [int(found[1])] * int(found[2] or 1)
+    return tuple(sizes)
+
+
+def _require(environment: Mapping[str, str], *names: str) -> None:
+    missing = [name for name in names if not environment.get(name)]
+    if missing:
+        raise UserError(f"the environment lacks {', '.join(missing)}; {_REMEDY}")
+
+
+def _port(environment: Mapping[str, str]) -> int:
+    port = _number(environment, "MASTER_PORT")
+    if not 0 < port < 65536:
+        raise UserError(f"the environment has MASTER_PORT={port}, which is no port (1 to 65535); {_REMEDY}")
+    return port
 
 
 def _number(environment: Mapping[str, str], name: str, *, default: int = 0) -> int:

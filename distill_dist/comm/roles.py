@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from distill_dist.errors import UserError
 
@@ -41,9 +43,15 @@ class Roles:
 
 
 def assign_roles(
-    *, world_size: int, local_size: int, teachers: int, placement: str, shards: int = 1
+    *,
+    world_size: int,
+    local_size: int,
+    teachers: int,
+    placement: str,
+    shards: int = 1,
+    node_sizes: Sequence[int] = (),
 ) -> Roles:
-    """Roles of ``world_size`` ranks, ``local_size`` of them on each node.
+    """Roles of ``world_size`` ranks, ``local_size`` of them on each node, or ``node_sizes`` where those differ.
 
     ``placement``: ``last`` takes the last ranks, ``per_node`` the last ones of every node, ``nodes`` whole
     nodes at the end. ``shards`` divides ``teachers``. Raises UserError where that cannot be done.
@@ -55,33 +63,43 @@ def assign_roles(
             f"cluster.teachers={teachers} leaves no student among the {world_size} processes that were started; "
             f"start at least {teachers + 1} (deepspeed --num_gpus {teachers + 1} …) or set cluster.teachers=0"
         )
+    even = (local_size,) * (world_size // local_size) if world_size % local_size == 0 else ()
+    sizes = tuple(node_sizes) or even
     if placement == "last":
         teaching = set(range(world_size - teachers, world_size))
     elif placement == "per_node":
-        teaching = _per_node(world_size, local_size, teachers)
+        teaching = _per_node(sizes, teachers)
     else:
-        teaching = _whole_nodes(world_size, local_size, teachers)
+        teaching = _whole_nodes(sizes, teachers)
     students = tuple(rank for rank in range(world_size) if rank not in teaching)
     return Roles(students, tuple(sorted(teaching)), shards)
 
 
-def _per_node(world_size: int, local_size: int, teachers: int) -> set[int]:
-    nodes = -(-world_size // local_size)
-    if world_size % local_size or teachers % nodes or teachers // nodes >= local_size:
+def _per_node(sizes: tuple[int, ...], teachers: int) -> set[int]:
+    nodes = len(sizes)
+    if not nodes or teachers % nodes or teachers // nodes >= min(sizes):
         raise UserError(
-            f"cluster.placement=per_node cannot spread cluster.teachers={teachers} over {nodes} nodes of "
-            f"{local_size} processes; take a multiple of {nodes} below {nodes * local_size}, or placement=last"
+            f"cluster.placement=per_node cannot spread cluster.teachers={teachers} over {_words(sizes)}; take a "
+            "multiple of the nodes that leaves a student on each, or placement=last"
         )
     share = teachers // nodes
-    return {
-        node * local_size + place for node in range(nodes) for place in range(local_size - share, local_size)
-    }
+    ends = list(accumulate(sizes))
+    return {rank for end in ends for rank in range(end - share, end)}
 
 
-def _whole_nodes(world_size: int, local_size: int, teachers: int) -> set[int]:
-    if world_size % local_size or teachers % local_size:
+def _whole_nodes(sizes: tuple[int, ...], teachers: int) -> set[int]:
+    wholes = list(accumulate(reversed(sizes)))
+    if teachers not in wholes:
         raise UserError(
-            f"cluster.placement=nodes needs cluster.teachers to be a multiple of the {local_size} processes of a "
-            f"node, not {teachers}"
+            f"cluster.placement=nodes cannot make cluster.teachers={teachers} of whole nodes: there are "
+            f"{_words(sizes)}; take one of {wholes[:-1]}, or placement=last"
         )
-    return set(range(world_size - teachers, world_size))
+    return set(range(sum(sizes) - teachers, sum(sizes)))
+
+
+def _words(sizes: tuple[int, ...]) -> str:
+    if not sizes:
+        return "nodes with unequal numbers of processes"
+    if len(set(sizes)) == 1:
+        return f"{len(sizes)} node(s) of {sizes[0]} process(es)"
+    return f"nodes of {', '.join(map(str, sizes))} processes"

@@ -27,7 +27,8 @@ Main = Callable[[RunConfig, argparse.Namespace], dict[str, Any] | None]
 
 @pytest.fixture(autouse=True)
 def _no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def run(main: Main, argv: list[str], **options: Any) -> int | str | None:
@@ -147,6 +148,10 @@ def test_errors_of_the_work_are_printed_by_every_rank_that_has_them(
     monkeypatch.setenv("RANK", "2")
     assert run(main, PREPARE) == 2
     assert capsys.readouterr() == ("", "[rank 2] error: shard 3 is broken\n")
+    monkeypatch.delenv("RANK")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    assert run(main, PREPARE) == 2
+    assert capsys.readouterr() == ("", "[rank 3] error: shard 3 is broken\n")
 
 
 def test_an_error_that_another_rank_says_is_not_said_again(capsys: pytest.CaptureFixture[str]) -> None:

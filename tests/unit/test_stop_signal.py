@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +28,19 @@ def test_a_signal_is_remembered_and_does_nothing_else(stop: StopSignal, number: 
     os.kill(os.getpid(), number)
     assert stop.asked()
     assert stop.asked_for(0.0)
+
+
+def test_a_signal_that_came_before_the_handlers_waits_for_them() -> None:
+    code = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))  # as slurm/*.sh start a rank
+os.kill(os.getpid(), signal.SIGUSR1)
+from distill_dist.stop_signal import StopSignal
+assert StopSignal().asked()
+assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+"""
+    # a process of its own: where there are threads, one that blocks nothing would take the signal
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_since_the_first_signal(stop: StopSignal, monkeypatch: pytest.MonkeyPatch) -> None:

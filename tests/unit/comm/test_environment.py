@@ -7,6 +7,7 @@ import pytest
 
 from distill_dist.comm.environment import (
     LaunchEnvironment,
+    parse_tasks_per_node,
     pin_interface,
     prepare_environment,
     read_environment,
@@ -26,6 +27,16 @@ TORCHRUN = {
     **{name: value for name, value in DEEPSPEED.items() if name != "LOCAL_SIZE"},
     "LOCAL_WORLD_SIZE": "4",
     "TORCHELASTIC_USE_AGENT_STORE": "True",
+}
+SLURM = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "9",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2),1",
+    "SLURM_PROCID": "8",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "2",
+    "MASTER_ADDR": "10.0.0.1",
+    "MASTER_PORT": "15042",
 }
 INTERFACES = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -114,3 +125,39 @@ def test_a_rank_outside_of_its_world_and_an_empty_one_are_refused() -> None:
 def test_a_port_that_is_none_is_refused(port: str) -> None:
     with pytest.raises(UserError, match=f"MASTER_PORT={port}, which is no port"):
         read_environment({**DEEPSPEED, "MASTER_PORT": port})
+
+
+def test_a_task_of_slurm_has_its_own_nodes_size() -> None:
+    found = read_environment(SLURM)
+    assert found == LaunchEnvironment(8, 9, 0, 1, "10.0.0.1", 15042, node_sizes=(4, 4, 1))
+    assert read_environment({**SLURM, "SLURM_PROCID": "5", "SLURM_NODEID": "1"}).local_size == 4
+
+
+def test_what_slurm_did_not_start_as_a_task_is_alone() -> None:
+    batch = {name: value for name, value in SLURM.items() if not name.startswith("SLURM_STEP")}
+    assert read_environment(batch).world_size == 1
+    assert read_environment({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}).world_size == 1
+
+
+def test_another_launcher_inside_of_a_task_wins() -> None:
+    assert read_environment({**SLURM, **DEEPSPEED}) == read_environment(DEEPSPEED)
+
+
+@pytest.mark.parametrize(
+    "missing", ["MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE"]
+)
+def test_a_task_without_an_address_is_told_of_the_script(missing: str) -> None:
+    half = {name: value for name, value in SLURM.items() if name != missing}
+    with pytest.raises(UserError, match=f"lacks {missing}; .*slurm/gkd_mnli.sh"):
+        read_environment(half)
+
+
+@pytest.mark.parametrize("text", ["", "x", "4(x)", "4(2)", "4;2", "4(x2)1"])
+def test_a_list_of_tasks_that_slurm_does_not_write_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"unlike `4\(x2\),1`"):
+        parse_tasks_per_node(text)
+
+
+def test_a_node_outside_of_the_step_is_refused() -> None:
+    with pytest.raises(UserError, match="SLURM_NODEID=3 among 3 nodes"):
+        read_environment({**SLURM, "SLURM_NODEID": "3"})

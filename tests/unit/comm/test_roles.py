@@ -73,13 +73,57 @@ def test_known_worlds(
 
 
 @pytest.mark.parametrize(
+    ("sizes", "teachers", "placement", "expected"),
+    [
+        ((4, 4, 1), 1, "nodes", (8,)),
+        ((4, 4, 1), 5, "nodes", (4, 5, 6, 7, 8)),
+        ((4, 2), 2, "per_node", (3, 5)),
+        ((2, 3), 4, "last", (1, 2, 3, 4)),
+        ((4, 4, 1), 4, "nodes", None),
+        ((4, 4, 1), 3, "per_node", None),
+        ((4, 4, 1), 9, "nodes", None),
+    ],
+)
+def test_nodes_of_unequal_sizes(
+    sizes: tuple[int, ...], teachers: int, placement: str, expected: tuple[int, ...] | None
+) -> None:
+    found = set()
+    for local in set(sizes):  # every rank knows its own node's size, and all must agree
+        try:
+            roles = assign_roles(
+                world_size=sum(sizes),
+                local_size=local,
+                teachers=teachers,
+                placement=placement,
+                node_sizes=sizes,
+            )
+        except UserError:
+            found.add(None)
+        else:
+            found.add(roles.teachers)
+    assert found == {expected}
+
+
+@pytest.mark.parametrize(
     ("size", "local", "teachers", "placement", "message"),
     [
         (1, 1, 1, "last", r"cluster.teachers=1 leaves no student among the 1 processes.*start at least 2"),
         (4, 4, 7, "nodes", r"start at least 8"),
-        (8, 4, 3, "per_node", r"cannot spread cluster.teachers=3 over 2 nodes of 4 .*multiple of 2 below 8"),
+        (
+            8,
+            4,
+            3,
+            "per_node",
+            r"cannot spread cluster.teachers=3 over 2 node\(s\) of 4 .*multiple of the nodes",
+        ),
         (7, 4, 2, "per_node", r"cluster.placement=per_node cannot spread"),
-        (8, 4, 2, "nodes", r"multiple of the 4 processes of a node, not 2"),
+        (
+            8,
+            4,
+            2,
+            "nodes",
+            r"cannot make cluster.teachers=2 of whole nodes: there are 2 node\(s\) of 4 .*one of \[4\]",
+        ),
     ],
 )
 def test_impossible_worlds_say_what_to_do(
