@@ -38,6 +38,7 @@ LAYERS = {
         "checkpoint",
         "schedule",
         "run_folder",
+        "slurm",
     ),
     2: ("teacher", "student", "evaluation", "report", "trace"),
     3: ("trainer", "probe"),
@@ -61,7 +62,7 @@ OWNERS = {
 # What a benchmark compares with, it imports.
 MEASURED = {("deepspeed", "distill_dist.bench.deepspeed_side")}
 # These start before torch does (--help, config errors), or must stay pure integers.
-TORCH_FREE = ("config", "curriculum", "errors", "durable", "hub", "command_line")
+TORCH_FREE = ("config", "curriculum", "errors", "durable", "hub", "command_line", "slurm")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""Hand a checked run to sbatch, with its code and configuration frozen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill_dist.config.load import load_config
+from distill_dist.config.schema import RunConfig
+from distill_dist.errors import UserError
+from distill_dist.slurm.freeze import freeze
+from distill_dist.slurm.memory import estimate
+from distill_dist.slurm.placement import describe, place
+from distill_dist.slurm.script import JobScript, choose, read_script
+
+_SBATCH_S = 60.0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that can work: the script, its options, and the configuration of each of its tasks."""
+
+    path: Path
+    script: JobScript
+    options: tuple[str, ...]
+    environment: Mapping[str, str]
+    runs: tuple[RunConfig, ...]  # one, or one per task of an array
+
+    def text(self) -> str:
+        """What will run where, for people."""
+        first = self.runs[0]
+        seats = place(first, self.script.shape())
+        students = sum(not seat.teaches for seat in seats)
+        tasks = f" ({len(self.runs)} tasks; the first is shown)" if len(self.runs) > 1 else ""
+        memory = "\n".join(estimate(first, students=students))
+        return f"{self.script.text}\n{first.run_dir}{tasks}\n\n{describe(seats)}\n\n{memory}\n"
+
+    @property
+    def run_dirs(self) -> list[str]:
+        """One folder per run."""
+        return [run.run_dir for run in self.runs]
+
+    def submit(self, checkout: Path) -> str:
+        """The job's number. Raises UserError with sbatch's words."""
+        if shutil.which("sbatch") is None:
+            raise UserError(
+                "there is no sbatch here: submit from a login node of a Slurm cluster, or add --dry-run"
+            )
+        name = time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}"
+        for run in self.runs:
+            freeze(run, Path(run.run_dir) / "jobs" / name, checkout=checkout)
+        done = subprocess.run(
+            ["sbatch", "--parsable", *self.options, str(self.path)],
+            env={**self.environment, "FROZEN": name}, capture_output=True, text=True, timeout=_SBATCH_S, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise UserError(f"sbatch refused the job: {done.stderr.strip()}")
+        return done.stdout.strip().partition(";")[0]
+
+
+def prepare_submission(
+    path: Path, config_path: Path | None, config: RunConfig, overrides: Sequence[str], options: Sequence[str]
+) -> Submission:
+    """The script at ``path`` for ``config``, checked. Raises UserError for what cannot work.
+
+    The script's own settings come before ``overrides``.
+    """
+    script = read_script(path, options)
+    environment = _environment(script, config_path, config, overrides)
+    runs = []
+    for task in script.array or (None,):
+        chosen = choose(script, environment, task=task)
+        own = [f"run_dir={chosen.run_dir}"]
+        runs.append(load_config(config_path, [*chosen.settings, *overrides, *own]))
+    found = Submission(path, script, tuple(options), environment, tuple(runs))
+    if len(set(found.run_dirs)) < len(runs):
+        raise UserError(
+            f"{path}: tasks of the array share run_dir={runs[0].run_dir}: name it by $SLURM_ARRAY_TASK_ID"
+        )
+    for run in runs:
+        place(run, script.shape())
+    return found
+
+
+def _environment(
+    script: JobScript, config_path: Path | None, config: RunConfig, overrides: Sequence[str]
+) -> dict[str, str]:
+    """What the script's first part reads: CONFIG, and RUN_DIR unless the script is this configuration's own."""
+    bare = {name: value for name, value in os.environ.items() if name not in ("CONFIG", "RUN_DIR")}
+    found = {**bare, "CONFIG": str(config_path or "")}
+    own = choose(script, bare, task=min(script.array, default=None)).config
+    is_own = config_path is not None and Path(own).resolve() == config_path.resolve()
+    if not is_own or any(text.startswith("run_dir=") for text in overrides):
+        found["RUN_DIR"] = config.run_dir
+    return found
