@@ -3,6 +3,7 @@
 # make matrix  every combination of route, ZeRO stage, kernel, checkpointing, accumulation and precision (slow)
 # make crash   200 and more processes killed at random moments, 50 of them real runs: the same samples come out (slow)
 # make faults  50 faults of teachers under a run, five of each of ten kinds: the same weights come out (slow)
+# make cluster jobs on a real Slurm of four nodes on this machine, as root: requeues, lost nodes, arrays (slow)
 # make lint    ruff and mypy
 # make bench   measurements (slow)
 # make bench-curriculum   the curriculum at 1e7 to 1e9 rows against Mosaic Streaming and DeepSpeed (slow, 30 GB of disk)
@@ -26,7 +27,7 @@ STREAMING_PIP := $(STREAMING_VENV)/bin/python -m pip --disable-pip-version-check
 
 # stdout is for results: `make demo` ends with one JSON line
 .SILENT:
-.PHONY: install demo test matrix crash faults lint bench bench-curriculum clean
+.PHONY: install demo test matrix crash faults cluster lint bench bench-curriculum clean
 
 install: $(INSTALLED)
 
@@ -70,6 +71,10 @@ FAULTS ?= 50
 faults: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_FAULTS=$(FAULTS) $(BIN)/python -m pytest -s -p no:cacheprovider \
 		tests/e2e/test_teacher_faults.py
+
+# Slurm is installed by apt where it is missing; its daemons end with the tests
+cluster: $(INSTALLED_TEST)
+	OMP_NUM_THREADS=1 DISTILL_WHOLE_CLUSTER=1 $(BIN)/python -m pytest -p no:cacheprovider tests/cluster
 
 lint: $(INSTALLED_LINT)
 	$(BIN)/ruff check .

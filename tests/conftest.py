@@ -12,6 +12,8 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from e2e.conftest import TRACED, Reference, shared_memory
+from tiny import World, make_world, running, start_deepspeed
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -42,6 +44,23 @@ def _missing_realdata() -> str | None:
 
 
 @pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One tiny world for all tests through the launchers: corpus and teacher; about 20 s, once."""
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def reference(world: World, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """GKD-CLS, 100 steps; about 20 s, once."""
+    folder = tmp_path_factory.mktemp("reference")
+    before = shared_memory()
+    arguments = world.student(folder / "run", "method=gkd_cls", *TRACED)
+    with running(start_deepspeed(arguments, size=3, logs=folder / "logs")) as started:
+        codes = started.wait()
+    return Reference(folder / "run", codes, started, before)
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real rows (`sst2/train.tsv` …); for tests marked `realdata`."""
     return _shared_folder() / "data"
@@ -56,9 +75,8 @@ class ProcessesApart(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return (
-            "processes" if file.startswith(("tests/e2e/", "tests/multi/")) and file not in PATIENT else file
-        )
+        together = file.startswith(("tests/e2e/", "tests/multi/", "tests/cluster/"))
+        return "processes" if together and file not in PATIENT else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:

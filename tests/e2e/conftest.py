@@ -1,12 +1,11 @@
-"""One tiny world for all tests through the launchers, and one undisturbed run in it to compare with."""
+"""The undisturbed run of tests/conftest.py to compare with, and what processes leave behind."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-from tiny import Started, World, make_world, running, start_deepspeed
+from tiny import Started
 
 TRACED = ("cluster.teachers=1", "train.trace=true", "train.checkpoint_every=10")
 
@@ -19,23 +18,6 @@ class Reference:
     codes: list[int]
     started: Started
     shm_before: set[str]
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Prepared corpus and teacher; about 20 s, once."""
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="session")
-def reference(world: World, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """GKD-CLS, 100 steps; about 20 s, once."""
-    folder = tmp_path_factory.mktemp("reference")
-    before = shared_memory()
-    arguments = world.student(folder / "run", "method=gkd_cls", *TRACED)
-    with running(start_deepspeed(arguments, size=3, logs=folder / "logs")) as started:
-        codes = started.wait()
-    return Reference(folder / "run", codes, started, before)
 
 
 def shared_memory() -> set[str]:

@@ -16,7 +16,8 @@ def test_named_files_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     named = set(
         re.findall(
-            r"\b(?:launcher|configs|ds_configs|tests|distill_dist)/[\w/.-]*\.(?:py|yaml|json|md)\b", text
+            r"\b(?:launcher|configs|ds_configs|slurm|tests|distill_dist)/[\w/.-]*\.(?:py|yaml|json|md|sh)\b",
+            text,
         )
     )
     missing = sorted(name for name in named if not (ROOT / name).exists())

@@ -1,0 +1,41 @@
+"""One Slurm of three nodes and a spare for all tests of this folder.
+
+`make test` runs the small ones; DISTILL_WHOLE_CLUSTER=1 (make cluster) those marked `whole_cluster` as well.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.slurm import Slurm, install_slurm, start_slurm, unfit
+
+NODES = 4
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the slow ones to `make cluster`."""
+    if os.environ.get("DISTILL_WHOLE_CLUSTER", "0") == "1":
+        return
+    slow = [item for item in items if item.get_closest_marker("whole_cluster")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """The cluster; about 5 s once Slurm is installed. No process of it outlives the session."""
+    if reason := unfit():
+        pytest.skip(reason)
+    install_slurm()
+    # not below pytest's own folder, which is closed to others: munged would refuse its socket there
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        cluster = start_slurm(Path(folder), nodes=NODES)
+        yield cluster
+        cluster.stop()
+        left = cluster.processes()
+        assert left == []
