@@ -17,7 +17,7 @@ from distill_dist.assemble.models import build_student, check_prepared
 from distill_dist.assemble.objective import build_objective
 from distill_dist.assemble.signal_cache_of_run import signal_cache
 from distill_dist.assemble.teacher_pool import check_pool_fits, joining, teacher_shapes
-from distill_dist.assemble.teacher_worker import build_computer
+from distill_dist.assemble.teacher_worker import build_computer, check_teaches
 from distill_dist.comm.environment import LaunchEnvironment, read_environment
 from distill_dist.config.pool import as_only_teacher, is_pool, naming_the_model, teachers_of
 from distill_dist.config.schema import RunConfig
@@ -39,7 +39,8 @@ CHUNK_ROWS = 8192
 def fill_cache(config: RunConfig, progress: Callable[[str], None]) -> dict[str, Any]:
     """Compute what ``config``'s run will ask of its teachers; this process's share where a launcher started several.
 
-    Returns `rows` and `cached` before it, `bytes` written, `seconds`, `teachers`. Raises UserError.
+    Returns `rows`, those of dev once for logits and once for saliency, and how many of them were `cached` before it;
+    `bytes` that the folder has now, `seconds`, `teachers`. Raises UserError.
     """
     if not config.teacher.cache_dir:
         raise UserError("teacher.cache_dir is empty: name the folder that the signals are to be kept in")
@@ -52,7 +53,8 @@ def fill_cache(config: RunConfig, progress: Callable[[str], None]) -> dict[str, 
     for number in range(len(teachers_of(config))):
         with naming_the_model(config, number):
             filled, about = _fill_of(as_only_teacher(config, number), manifest, launch, questions, progress)
-        found |= {name: found[name] + count for name, count in filled.items()}
+        found |= {name: found[name] + filled[name] for name in ("rows", "cached")}
+        found["bytes"] = filled["bytes"]  # of the whole folder, whoever filled it
         found["teachers"].append(about)
     return {**found, "seconds": time.monotonic() - begin}
 
@@ -64,8 +66,9 @@ def _fill_of(
     questions: Sequence[tuple[str, SignalSpec]],
     progress: Callable[[str], None],
 ) -> tuple[dict[str, int], dict[str, Any]]:
-    """(`rows`, `cached` before, `bytes` of the only model of ``config``; who it is). Raises UserError."""
+    """(`rows`, `cached` before, `bytes` of the folder; who the only model of ``config`` is). Raises UserError."""
     compute = build_computer(config, pick_device(config.cluster.device, launch.local_rank))
+    check_teaches(compute, config)
     found = {"rows": 0, "cached": 0}
     with contextlib.closing(signal_cache(config.teacher, compute.fingerprint, in_memory=False)) as cache:
         if not cache.can_write:

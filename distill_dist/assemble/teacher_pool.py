@@ -9,6 +9,7 @@ import torch
 from distill_dist.assemble.models import TeacherShape, build_teacher, teacher_shape
 from distill_dist.assemble.objective import build_objective
 from distill_dist.assemble.pool_report import PoolReport
+from distill_dist.assemble.teacher_worker import check_teaches
 from distill_dist.config.pool import as_only_teacher, is_pool, naming_the_model, teachers_of
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import Manifest
@@ -17,6 +18,8 @@ from distill_dist.models.encoder import EncoderParts
 from distill_dist.objectives.join_signals import Joining
 from distill_dist.teacher.local import Teacher
 from distill_dist.teacher.pool import TeacherPool
+from distill_dist.teacher.row_codec import WireTypes
+from distill_dist.teacher.row_computer import RowComputer
 from distill_dist.telemetry import Telemetry
 
 
@@ -30,11 +33,14 @@ def teacher_shapes(config: RunConfig) -> tuple[TeacherShape, ...]:
 
 
 def build_teachers(config: RunConfig, manifest: Manifest, device: torch.device) -> tuple[EncoderParts, ...]:
-    """Every frozen model on ``device``."""
+    """Every frozen model on ``device``. Raises UserError, also where one says nothing that could be learned."""
     found = []
     for number in range(len(teachers_of(config))):
         with naming_the_model(config, number):
-            found.append(build_teacher(as_only_teacher(config, number), manifest, device))
+            alone = as_only_teacher(config, number)
+            found.append(build_teacher(alone, manifest, device))
+            # the fingerprint, which takes long, is asked for by caches alone
+            check_teaches(RowComputer(found[-1], device, types=WireTypes(), fingerprint=""), alone)
     return tuple(found)
 
 

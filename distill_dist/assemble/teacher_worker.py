@@ -25,7 +25,7 @@ from distill_dist.teacher.frames import send
 from distill_dist.teacher.row_codec import WireTypes
 from distill_dist.teacher.row_computer import RowComputer
 from distill_dist.teacher.row_keys import teacher_fingerprint
-from distill_dist.teacher.sanity import PROBE_ROWS
+from distill_dist.teacher.sanity import PROBE_ROWS, fault
 from distill_dist.teacher.wire import Request, pack_request
 from distill_dist.teacher.worker import SEND_S, serve_requests
 
@@ -57,6 +57,13 @@ def probe_rows(config: RunConfig) -> Request:
     rows = np.unique(np.linspace(0, split.num_rows - 1, PROBE_ROWS).round().astype(np.int64))
     batch = collate(split.read(rows), pad_token_id=manifest.pad_token_id)
     return pack_request(batch, labels=False)
+
+
+def check_teaches(compute: RowComputer, config: RunConfig) -> None:
+    """Raises UserError where nobody can learn from the teacher (sanity.py). A forward and a backward of a few rows."""
+    reason = fault(compute.probe(probe_rows(config)))
+    if reason is not None:
+        raise UserError(f"nobody can learn from the teacher: {reason}")
 
 
 def build_computer(config: RunConfig, device: torch.device) -> RowComputer:

@@ -27,5 +27,7 @@ def check_pool(config: RunConfig) -> Iterator[str]:
     models, shards = len(config.teachers), config.teacher.shards
     if is_pool(config) and 0 < config.cluster.teachers < models * shards:
         each, times = ("a process", "") if shards == 1 else (f"{shards} processes", f" times {shards}")
-        text = f"every model needs {each}: at least the {models} of teachers{times}, or 0 for all in the student's own"
+        text = f"every model needs {each}: at least the {models} of teachers{times}"
+        if shards == 1:
+            text += ", or 0 for all in the student's own"
         yield describe_problem(config, "cluster.teachers", text)

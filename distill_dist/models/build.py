@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,7 +57,9 @@ def naming_the_folder(path: str, kind: str) -> Iterator[None]:
             reason = "the weights do not have the shapes that its config.json says"
         if not isinstance(error, OSError | ValueError | RuntimeError | SafetensorError):
             reason = f"{type(error).__name__}: {reason}"
-        raise UserError(f"no {kind} could be loaded from {path!r}: {reason}") from error
+        inside = Path(path) / "model"  # as a run leaves it
+        hint = f" (did you mean {str(inside)!r}?)" if (inside / "config.json").is_file() else ""
+        raise UserError(f"no {kind} could be loaded from {path!r}{hint}: {reason}") from error
 
 
 def load_teacher(path: str, *, labels: tuple[str, ...], attention: str, what: str = "the teacher") -> Any:

@@ -12,6 +12,7 @@ from distill_dist.errors import UserError
 from distill_dist.records import Batch, SignalSpec, TeacherSignal
 from distill_dist.teacher.compute import NotSane
 from distill_dist.teacher.local import T, spec_of
+from distill_dist.teacher.report import IN_PROCESS
 from distill_dist.teacher.row_codec import WireTypes
 from distill_dist.teacher.row_computer import RowComputer
 from distill_dist.teacher.row_keys import row_keys, signal_context
@@ -76,7 +77,7 @@ class CachedTeacher:
 
     def counters(self) -> dict[str, dict[str, int]]:
         """See Teacher; of this process."""
-        return {"in_process": {**self._counts, **self._cache.counters()}}
+        return {IN_PROCESS: {**self._counts, **self._cache.counters()}}
 
     def release(self, *, timeout_s: float, early: bool = False) -> bool:
         """See Teacher; what was computed is sealed, for other runs."""

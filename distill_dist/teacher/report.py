@@ -8,6 +8,8 @@ from dataclasses import dataclass
 Counters = Mapping[str, Mapping[str, int]]
 """Host -> name -> count since its start; a host that was started again counts from 0."""
 
+# The name of what teaches inside the student's process, among hosts.
+IN_PROCESS = "in_process"
 # Shares of an epoch's time between which nothing is worth a change.
 LITTLE, MUCH = 0.02, 0.8
 _SUMMED = (
@@ -69,6 +71,10 @@ class ServiceReport:
     def advice(self) -> str:
         """What would help; one clause."""
         if self.wait_share > LITTLE:
+            if IN_PROCESS in self.hosts:
+                return "teacher processes would compute while the students do (cluster.teachers)"
+            if self.all.restarts:
+                return "a worker was started again meanwhile"
             if self.busy_share > MUCH:
                 return "more teachers would help (cluster.teachers)"
             return "asking further ahead would help (teacher.prefetch)"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from config.trees import good_with
+from teacher.service_cases import PROBE, teacher_parts
 
 from assemble.test_objective_of_run import TEACHER, student
 from distill_dist.assemble.models import TeacherShape
 from distill_dist.assemble.pool_report import PoolReport, means_since
-from distill_dist.assemble.teacher_pool import check_pool_fits, joined, report_of
+from distill_dist.assemble.teacher_pool import build_teachers, check_pool_fits, joined, report_of
 from distill_dist.config.pool import naming_the_model
 from distill_dist.config.schema_teacher import PooledTeacher
 from distill_dist.errors import UserError
@@ -146,3 +148,22 @@ def test_each_model_has_its_own_figures() -> None:
             {"path": "other", "weight": 1.0, "parameters": 8, "accuracy": 0.5},
         ],
     }
+
+
+@pytest.mark.parametrize(("value", "words"), [(0.0, "same logit"), (float("nan"), "not finite"), (None, "")])
+def test_a_teacher_in_process_that_says_nothing_is_refused_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, value: float | None, words: str
+) -> None:
+    parts = teacher_parts()
+    if value is not None:
+        with torch.no_grad():
+            for weight in parts.model.classifier.parameters():  # type: ignore[union-attr]
+                weight.fill_(value)
+    monkeypatch.setattr("distill_dist.assemble.teacher_pool.build_teacher", lambda *_: parts)
+    monkeypatch.setattr("distill_dist.assemble.teacher_worker.probe_rows", lambda config: PROBE)
+    config, unused = good_with({"teacher.path": "teacher", "teachers": ()}), cast(Any, None)
+    if value is None:
+        assert build_teachers(config, unused, torch.device("cpu")) == (parts,)
+        return
+    with pytest.raises(UserError, match=f"nobody can learn from the teacher: .*{words}"):
+        build_teachers(config, unused, torch.device("cpu"))

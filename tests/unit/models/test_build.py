@@ -76,8 +76,13 @@ def test_an_untrained_head_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_model_is_one_clear_message(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no model could be loaded from .*empty"):
+    (tmp_path / "empty" / "model").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no model could be loaded from .*empty': "):
+        load_classifier(str(tmp_path / "empty"), attention="eager")
+    (tmp_path / "empty" / "model" / "config.json").touch()
+    with pytest.raises(
+        UserError, match=r"no model could be loaded from .*empty' \(did you mean '.*empty/model'\?\): "
+    ):
         load_classifier(str(tmp_path / "empty"), attention="eager")
     path = saved(tmp_path / "torn")
     weights = Path(path) / "model.safetensors"

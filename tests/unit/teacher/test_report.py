@@ -63,3 +63,11 @@ def test_advice(wait: float, busy: float, words: str) -> None:
     served = Served(10, 0, busy * 7.0, 5, 5, 0, 0, 0, 0, 0)
     report = ServiceReport({"teacher2": served}, served, 7.0, wait)
     assert words in str(report)
+
+
+def test_advice_knows_who_computes_and_what_happened() -> None:
+    served = Served(10, 0, 1.0, 5, 5, 0, 0, 0, 0, 0)
+    here = ServiceReport({"in_process": served}, served, 7.0, 0.4)
+    assert "cluster.teachers" in here.advice()
+    again = Served(10, 0, 1.0, 5, 5, 1, 0, 0, 0, 0)
+    assert "started again" in ServiceReport({"teacher2": again}, again, 7.0, 0.8).advice()
