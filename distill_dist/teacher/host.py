@@ -29,6 +29,10 @@ from distill_dist.teacher.wire import Reaction, Request
 _log = logging.getLogger(__name__)
 # How long a question waits for others to be computed with it: less than a forward takes.
 LINGER_S = 0.002
+COUNTERS = (
+    "answered", "answered_bytes", "refused", "batches", "computed_rows", "real_tokens", "padded_tokens", "busy_ms",
+    "out_of_memory",
+)  # fmt: skip
 
 
 class TeacherHost:
@@ -66,7 +70,9 @@ class TeacherHost:
         self._waiting_tokens = 0
         self._lock = threading.Lock()
         self._last_call = time.monotonic()
-        self._counts: Counter[str] = Counter()  # changed under the lock: by the loop and by threads of RPC
+        self._counts: Counter[str] = Counter(
+            dict.fromkeys(COUNTERS, 0)
+        )  # changed under the lock: by the loop and by threads of RPC
         self.dismissed = False
         self._rest, self._rest_after_s = rest, rest_after_s
         self._computed_at: float | None = time.monotonic()  # None: at rest
