@@ -81,8 +81,8 @@ class Trainer:
             word, ended = _LOST, error
         except UserError as error:
             word, ended = _FAILED, error
-        if self.should_stop():
-            word = max(word, _STOP)
+        if self.should_stop() and word != _FAILED:
+            word = _STOP  # which cuts the wait for a teacher short
         agreed = self.group.agree(word)
         if agreed == _GO:
             assert found is not None

@@ -82,7 +82,7 @@ def _fill_of(
                 found["cached"] += cached
                 progress(f"{split}: {found['rows']} rows, {found['cached']} of them there already")
     counters = cache.counters()
-    if counters["written"] < found["rows"] - found["cached"]:
+    if cache.has_failed or counters["written"] < found["rows"] - found["cached"]:
         raise UserError(
             f"teacher.cache_dir={config.teacher.cache_dir} took not all rows: see the warning above"
         )

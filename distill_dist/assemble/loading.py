@@ -51,6 +51,9 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
     prepared = Path(config.data.prepared)
     manifest = load_manifest(prepared)
     check_prepared(config, manifest)
+    folder_of_signals = Path(config.teacher.cache_dir)
+    if config.teacher.cache_dir and folder_of_signals.exists() and not folder_of_signals.is_dir():
+        raise UserError(f"teacher.cache_dir={folder_of_signals} is no folder: name another, or leave it away")
     shapes = teacher_shapes(config)
     shape = shapes[0] if shapes else None
     local_teachers = () if place.roles.teachers else build_teachers(config, manifest, place.device)

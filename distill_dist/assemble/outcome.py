@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,11 +145,12 @@ class Outcome:
         self.engine.load_weights({**maps, **weights})
         scores = {name: self._score(name) for name in self.scorers}
         dev = scores["dev"]
-        loyal: dict[str, float] = {key: dev[key] for key in ("ll", "pl") if key in dev}
+        loyal: dict[str, float | None] = {key: dev[key] for key in ("ll", "pl") if key in dev}
         if self.teacher is not None and self.config.evaluate.saliency:
             with evaluating(self.engine.module):
                 value = self.scorers["dev"].saliency_loyalty(self.student, self.teacher)
-            loyal["sl_spearman_norm"] = value
+            # no row had an order of its tokens: JSON has no NaN
+            loyal["sl_spearman_norm"] = None if math.isnan(value) else value
         found = {
             "task": self.config.data.task if self.config.data.source != "synthetic_nli" else "synthetic_nli",
             "method": self.config.method,

@@ -12,13 +12,13 @@ from distill_dist.errors import UserError
 
 # Fields that change neither the order of samples nor, up to summation order, the update of a step.
 _FREE = (
-    "run_dir", "deepspeed_config", "data.", "cluster.", "evaluate.", "teacher.prefetch",
-    "teacher.deadline_s", "teacher.patience_s", "teacher.lease_s", "teacher.rest_after_s", "teacher.check_every_s",
-    "teacher.batch_tokens", "teacher.cache_mib", "teacher.cache_dir", "batch.micro_tokens", "batch.pad_to",
-    "train.max_steps", "train.resume", "train.checkpoint_every", "train.keep_last", "train.log_every", "train.trace",
-    "student.attention", "student.checkpointing", "student.compile", "alignment.probe",
-    "alignment.tolerance", "curriculum.memory_mib", "curriculum.keep_snapshots",
-    "curriculum.final_snapshot",
+    "run_dir", "deepspeed_config", "data.", "cluster.", "evaluate.", "teacher.prefetch", "teacher.deadline_s",
+    "teacher.patience_s", "teacher.lease_s", "teacher.rest_after_s", "teacher.check_every_s",
+    "teacher.shards", "teacher.offload", "teacher.batch_tokens", "teacher.cache_mib", "teacher.cache_dir",
+    "batch.micro_tokens", "batch.pad_to", "train.max_steps", "train.resume", "train.checkpoint_every",
+    "train.keep_last", "train.log_every", "train.trace", "student.attention", "student.checkpointing",
+    "student.compile", "alignment.probe", "alignment.tolerance", "curriculum.memory_mib",
+    "curriculum.keep_snapshots", "curriculum.final_snapshot",
 )  # fmt: skip
 _ORDERS = ("data.window_shards",)  # although it is below a free one
 

@@ -218,6 +218,8 @@ def _stand_by(
         if should_stop():
             raise Interrupted(f"teacher {place.rank} left: {reason}")
         time.sleep(0.2)
+    if watch.over is None:
+        raise Interrupted(f"teacher {place.rank} left: student 0 is gone")
 
 
 def _end_late(host: _Host, place: Place, watch: _Watch) -> None:

@@ -19,6 +19,9 @@ def check_pool(config: RunConfig) -> Iterator[str]:
         if not (entry.weight > 0 and math.isfinite(entry.weight)):
             text = "must be above 0; leave the entry away to do without it"
             yield f"teachers[{number}].weight = {entry.weight}: {text}"
+    weights = [entry.weight for entry in config.teachers]
+    if weights and all(w > 0 for w in weights) and not min(weights) / sum(weights) > 0:
+        yield f"teachers: the weights {weights} differ too much, or are too large, to be shares of one sum"
     if config.teachers and config.teacher.path != config.teachers[0].path:
         text = f"with teachers it is the first one's, {config.teachers[0].path!r}: leave it away (or empty)"
         yield describe_problem(config, "teacher.path", text)

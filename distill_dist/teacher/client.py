@@ -84,9 +84,9 @@ class RemoteTeacher:
         return {key: self._description[key] for key in ("parameters", "wire_report")}
 
     def counters(self) -> dict[str, dict[str, int]]:
-        """See Teacher; of those that answer."""
+        """See Teacher; of those that answer. One that is lost is not waited for."""
         found = {}
-        for name in self._met:
+        for name in tuple(self._hosts):
             with contextlib.suppress(CallFailed):
                 found[name] = self._world.call(name, remote_calls.counters).wait(self._deadline_s)
         return found
@@ -98,10 +98,17 @@ class RemoteTeacher:
         )
         self._done.set()
         self._renewing.join(timeout_s)
-        heard = True
+        heard, replies = True, []
+        until = time.monotonic() + timeout_s
         for name in self._met:
             try:
-                self._world.call(name, function, *arguments).wait(timeout_s)
+                replies.append((name, self._world.call(name, function, *arguments)))
+            except CallFailed as error:
+                heard = False
+                _log.warning("%s was not released: %s", name, error)
+        for name, reply in replies:
+            try:
+                reply.wait(max(0.0, until - time.monotonic()))
             except CallFailed as error:
                 heard = False
                 _log.warning("%s was not released: %s", name, error)
@@ -167,33 +174,31 @@ class RemoteTeacher:
             if isinstance(answer, Answer):
                 rows |= dict(zip(part.rows, answer.rows(), strict=True))
                 continue
-            unable = part.unable
-            if answer is None:
-                self._await_host(patience)
-            else:
-                unable = self._without(part, answer)
+            unable = part.unable if answer is None else self._without(part, answer)
+            self._await_host(patience, unable)
             parts.extend(self._parts(asked.request, part.rows, asked.spec, unable))
         length = asked.request.input_ids_BL.shape[1]
         encoded = [rows[row] for row in range(len(asked.request.keys_B))]
         return self._codec(asked.spec).decode(encoded, length=length).to(asked.batch.labels_B.device)
 
     def _without(self, part: Part, failure: Failure) -> frozenset[str]:
-        """The hosts that could not compute the part's rows. Raises UserError where no other is left."""
+        """The hosts that could not compute the part's rows. Raises UserError where none ever can."""
         unable = part.unable | {part.host}
-        if set(self._hosts) <= unable:
+        if self._names <= unable:
             raise UserError(f"no teacher can compute {len(part.rows)} row(s): {failure.reason}")
-        _log.warning("%s could not compute %d row(s): %s", part.host, len(part.rows), failure.reason)
+        self._last_loss = f"{part.host} did not compute {len(part.rows)} row(s): {failure.reason}"
+        _log.warning("%s", self._last_loss)
         return unable
 
     def _wait(self, part: Part, asked: Asked, patience: Patience) -> Answer | Failure | None:
         """What the host says to a part; None: it is lost, or met anew, and somebody has to be asked again.
 
-        Raises UserError where it should teach nobody.
+        Raises UserError where it should teach nobody, TeacherLost when patience has ended.
         """
         reply = part.reply
         while reply is not None:
             try:
-                answer = self._while_it_lives(part.host, reply, patience)
+                answer = self._while_it_lives(part, reply, patience)
             except CallFailed as error:
                 self._lose(part.host, error)
                 return None
@@ -202,23 +207,44 @@ class RemoteTeacher:
             if answer is not None:
                 return answer
             if patience.left() <= 0:
-                self._lose(part.host, CallFailed(f"the queue of {part.host} stayed full"))
-                return None
+                raise TeacherLost(f"the queue of {part.host} stayed full")
             time.sleep(BUSY_S)  # its queue is full
             reply = self._call(part.host, asked.request.take(part.rows), asked.spec)
         return None
 
-    def _while_it_lives(self, name: str, reply: Reply, patience: Patience) -> Reaction | None:
-        """The answer, waited for as long as the host gives signs of life. Raises CallFailed."""
-        alive_at = time.monotonic()
+    def _while_it_lives(self, part: Part, reply: Reply, patience: Patience) -> Reaction | None:
+        """The answer, waited for as long as the host gives signs of life and others need not be asked instead.
+
+        Raises CallFailed; TeacherLost when patience has ended.
+        """
+        begin = alive_at = time.monotonic()
+        others = set(self._hosts) - part.unable - {part.host}
+        turn_s = patience.left() / (
+            1 + len(others)
+        )  # its worker may be loading for long: another host may be ready
         while not reply.is_done_within(max(0.0, min(patience.left(), LOOK_S, self._deadline_s))):
+            now = time.monotonic()
+            if part.host not in self._hosts:
+                raise CallFailed(f"{part.host} was lost meanwhile")
             if patience.left() <= 0:
-                break
-            if time.monotonic() - alive_at >= self._deadline_s:
-                self._world.call(name, remote_calls.renew).wait(self._deadline_s)
+                raise TeacherLost(
+                    f"{part.host} gave no answer while the step could wait (teacher.patience_s)"
+                )
+            if others and now - begin > turn_s:
+                return Failure(f"no answer within {turn_s:.0f} s")
+            if now - alive_at >= self._deadline_s:
+                self._ask_patiently(part.host, remote_calls.renew, patience)
                 alive_at = time.monotonic()
         found: Reaction | None = reply.wait(0.0)
         return found
+
+    def _ask_patiently(self, name: str, function: Callable[..., Any], patience: Patience) -> Any:
+        """What ``function`` answers at once; a sign of life. Raises CallFailed after ``deadline_s``, or patience."""
+        reply, until = self._world.call(name, function), time.monotonic() + self._deadline_s
+        while not reply.is_done_within(min(LOOK_S, self._deadline_s)):
+            if time.monotonic() >= until or patience.left() <= 0:
+                raise CallFailed(f"{name} gave no sign of life within {self._deadline_s:.0f} s")
+        return reply.wait(0.0)
 
     # ------------------------------------------------------------------ hosts that come and go
 
@@ -230,7 +256,7 @@ class RemoteTeacher:
         self._generation, self._hosts = self._world.generation, self._met
         for name in self._met:
             try:
-                found = self._world.call(name, remote_calls.describe).wait(self._deadline_s)
+                found = self._ask_patiently(name, remote_calls.describe, patience)
             except WorldChanged:
                 return self._await_host(patience)
             except CallFailed as error:
@@ -269,9 +295,9 @@ class RemoteTeacher:
                 "lost %s, %d of %d teachers are left: %s", name, len(self._hosts), len(self._names), error
             )
 
-    def _await_host(self, patience: Patience) -> None:
-        """Return once there is somebody to ask. Raises TeacherLost when patience has ended."""
-        while not self._hosts or self._world.has_changed(self._generation):
+    def _await_host(self, patience: Patience, unable: frozenset[str] = frozenset()) -> None:
+        """Return once there is somebody to ask who is not ``unable``. Raises TeacherLost when patience has ended."""
+        while not set(self._hosts) - unable or self._world.has_changed(self._generation):
             while not self._world.await_standing(self._generation, min(LOOK_S, max(0.0, patience.left()))):
                 if patience.left() <= 0 or self._world.is_last:
                     raise TeacherLost(self._last_loss or "no host is left")

@@ -65,6 +65,7 @@ class DiskCache:
         self._write_lock = threading.Lock()  # held while the disk is waited for: readers do without
         self._writer: SegmentWriter | None = None  # stays, to be read, when it can write no more
         self._can_write = True
+        self.has_failed = False  # to write, also while closing
         self._recovered_s = time.monotonic()
         self._count_lock = threading.Lock()
         self._hits = 0
@@ -115,7 +116,7 @@ class DiskCache:
         """Remove the open segment. Nothing is written after that; reading goes on."""
         with self._write_lock:
             if self._writer is not None:
-                self._try(self._writer.discard)
+                self._writer.discard()  # also where nothing can be written any more: others would recover it
         self.close()
 
     def counters(self) -> dict[str, int]:
@@ -185,7 +186,7 @@ class DiskCache:
             self._stop(str(error))
 
     def _stop(self, reason: str) -> None:
-        self._can_write = False
+        self._can_write, self.has_failed = False, True
         _log.warning(
             "no more signals are written to %s, those in it are still read: %s", self._folder, reason
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from distill_dist.comm.attempts import WATCH_S, Attempts, Broken, StoreGone
 from distill_dist.errors import UserError
+from distill_dist.teacher.sanity import Drifted
 from distill_dist.teacher.worker_process import WorkerLost, WorkerProcess
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class ReplicaProcess(WorkerProcess):
             broken = self._broken()
             if broken is None:
                 raise
+            if broken.kind == "refused" and self._probe is not None:
+                raise Drifted(broken.reason) from error  # it was good when the run began
             if broken.kind == "refused":
                 raise UserError(broken.reason) from error
             raise WorkerLost(broken.reason) from error

@@ -54,6 +54,11 @@ class SignalCache:
                 self._memory.put(keys[i], row)
         return rows
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether rows did not reach the disk that should have, the last ones at ``close`` included."""
+        return self._disk is not None and self._disk.has_failed
+
     def peek(self, key: bytes) -> bytes | None:
         """The row if it is in memory, for who has asked for it before: not counted."""
         return self._memory.peek(key)

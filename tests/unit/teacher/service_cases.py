@@ -88,6 +88,7 @@ class FakeWorld:
         self.members = hosts
         self.calls: list[tuple[str, str]] = []
         self.dead: set[str] = set()
+        self.hung: set[str] = set()  # they answer nothing
         self.generation = 0
         self.asked = 0  # the generation that somebody asked for
 
@@ -113,6 +114,8 @@ class FakeWorld:
         self.calls.append((peer, name))
         if peer in self.dead:
             raise CallFailed(f"{peer} cannot be called: gone")
+        if peer in self.hung:
+            return Reply(peer, Future())
         target = self.members[peer]
         if name == "ask":
             return Reply(peer, target.put(*args))

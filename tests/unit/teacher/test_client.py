@@ -311,10 +311,68 @@ def test_patience_ends() -> None:
     client = remote(world, deadline_s=0.1, patience_s=0.4)
     hosts["teacher0"].put = lambda *_: Future()  # type: ignore[method-assign, assignment]
     begin = time.monotonic()
-    with pytest.raises(TeacherLost, match=r"teacher0 did not answer within"):
+    with pytest.raises(TeacherLost, match=r"teacher0 gave no answer while the step could wait"):
         signals_of(client)
     assert 0.4 <= time.monotonic() - begin < 5
     assert ("teacher0", "renew") in world.calls, "it gave signs of life"
+
+
+def test_a_host_that_answers_late_holds_nobody_while_another_is_ready() -> None:
+    """It lives, but its worker loads: it keeps its place, and the other one is asked instead."""
+    hosts = hosts_named(2)
+    hosts["teacher1"].put = lambda *_: Future()  # type: ignore[method-assign, assignment]
+    with serving({"teacher0": hosts["teacher0"]}):
+        client = remote(FakeWorld(hosts), deadline_s=0.2, patience_s=4.0)
+        begin = time.monotonic()
+        expect_all(signals_of(client, ahead=99))
+        # at most half of the patience of each of five micro-batches
+        assert 2.0 <= time.monotonic() - begin < 5 * 2.0 + 5
+        assert client._hosts == ["teacher0", "teacher1"]
+        client.release(timeout_s=DEADLINE_S)
+
+
+def test_a_host_that_hangs_is_waited_for_once_whatever_was_asked_of_it() -> None:
+    hosts = hosts_named(2)
+    world = FakeWorld(hosts)
+    with serving({"teacher0": hosts["teacher0"]}):
+        client = remote(world, deadline_s=1.0)
+        world.hung = {"teacher1"}
+        expect_all(signals_of(client, ahead=99))
+        assert world.calls.count(("teacher1", "renew")) == 1
+        assert world.calls.count(("teacher1", "ask")) > 1
+        assert client._hosts == ["teacher0"]
+        calls = len(world.calls)
+        assert list(client.counters()) == ["teacher0"]
+        assert len(world.calls) == calls + 1, "a lost one is not asked"
+        begin = time.monotonic()
+        client.release(timeout_s=0.5)
+        assert time.monotonic() - begin < 5
+        assert ("teacher1", "release") in world.calls, "it may only have been slow"
+
+
+def test_who_cannot_compute_a_row_waits_for_one_that_is_being_replaced() -> None:
+    hosts = {"teacher0": host_of(broken), "teacher1": host_of()}
+    world = FakeWorld(hosts)
+    with serving(hosts):
+        client = remote(world)
+        world.dead = {"teacher1"}
+        stream = client.signals(batches(), each, SPEC, ahead=0)
+        threading.Timer(0.3, lambda: setattr(world, "asked", 1)).start()
+        expect_all([signal for _, (signal,) in stream])
+        client.release(timeout_s=DEADLINE_S)
+
+
+def test_a_stop_is_heard_while_a_host_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill_dist.teacher.asked.STOP_S", 0.3)
+    world = FakeWorld(hosts_named(1))
+    stopped = threading.Event()
+    client = remote(world, deadline_s=30.0, patience_s=300.0, should_stop=stopped.is_set)
+    world.hung = {"teacher0"}
+    threading.Timer(0.3, stopped.set).start()
+    begin = time.monotonic()
+    with pytest.raises(TeacherLost):
+        signals_of(client)
+    assert time.monotonic() - begin < 10, "not the deadline of a sign of life"
 
 
 def test_a_teacher_that_does_not_hear_the_release_is_no_error() -> None:
