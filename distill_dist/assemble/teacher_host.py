@@ -74,7 +74,7 @@ def main() -> None:
     except (UserError, WorkerLost) as error:
         _say(refused=str(error))
         return
-    with contextlib.closing(signal_cache(config.teacher, about["fingerprint"])) as cache:
+    with contextlib.closing(signal_cache(config.teacher, about["fingerprint"], seals_itself=False)) as cache:
         host = TeacherHost(
             worker,
             cache,
@@ -92,6 +92,8 @@ def main() -> None:
         _say(ready=True)
         try:
             left = _serve(config, launch, job, host)
+            if cache.has_open:
+                worker.check()  # before what it computed is sealed
         except Drifted as error:
             cache.discard()
             _say_last(drifted=str(error))

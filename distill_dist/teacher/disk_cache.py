@@ -54,16 +54,18 @@ class DiskCache:
         limits: SealLimits,
         max_bytes: int | None = None,
         refresh_every_s: float = 5.0,
+        seals_itself: bool = True,
     ) -> None:
         """Makes the folder, recovers what dead writers left in it, and reads the index of every segment.
 
         ``context`` as of SegmentWriter. ``max_bytes``: no more is written once all the folder's segments
-        have that many.
+        have that many. ``seals_itself``: False for who vouches for the rows before, and seals when ``is_due``.
         """
         self._folder, self._context, self._limits, self._max_bytes = folder, context, limits, max_bytes
         self._sealed = SealedSegments(folder, refresh_every_s=refresh_every_s)
         self._write_lock = threading.Lock()  # held while the disk is waited for: readers do without
         self._writer: SegmentWriter | None = None  # stays, to be read, when it can write no more
+        self._seals_itself = seals_itself
         self._can_write = True
         self.has_failed = False  # to write, also while closing
         self._recovered_s = time.monotonic()
@@ -139,7 +141,7 @@ class DiskCache:
     def _see_to_what_is_due(self) -> None:
         if self._write_lock.acquire(blocking=False):  # else the other thread sees to it
             try:
-                self._try(self._seal_if_old)
+                self._try(self._seal_if_due)
                 if time.monotonic() - self._recovered_s > QUIET_S:
                     self._try(self._recover)
             finally:
@@ -157,13 +159,30 @@ class DiskCache:
             self._writer = SegmentWriter(self._folder, self._context)
         self._writer.append(key, row)
         self._written += 1
-        if self._writer.bytes >= self._limits.bytes or len(self._writer) >= self._limits.records:
-            self._seal()
-        else:
-            self._seal_if_old()
+        self._seal_if_due()
 
-    def _seal_if_old(self) -> None:
-        if self._writer is not None and time.monotonic() - self._writer.born_s > self._limits.age_s:
+    @property
+    def is_due(self) -> bool:
+        """Whether the open segment has reached one of its limits."""
+        writer, limits = self._writer, self._limits
+        return writer is not None and (
+            writer.bytes >= limits.bytes
+            or len(writer) >= limits.records
+            or time.monotonic() - writer.born_s > limits.age_s
+        )
+
+    @property
+    def has_open(self) -> bool:
+        """Whether rows are not sealed yet."""
+        return self._can_write and self._writer is not None
+
+    def seal(self) -> None:
+        """Make what was written durable, and seen by others."""
+        with self._write_lock:
+            self._try(self._seal)
+
+    def _seal_if_due(self) -> None:
+        if self._seals_itself and self.is_due:
             self._seal()
 
     def _seal(self) -> None:

@@ -50,7 +50,7 @@ class TeacherHost:
         description: dict[str, Any],
         rest: Callable[[], None] = lambda: None,
         rest_after_s: float = float("inf"),
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], bool] = lambda: True,
         check_every_s: float = float("inf"),
         more_counters: Callable[[], dict[str, int]] = dict,
     ) -> None:
@@ -58,7 +58,8 @@ class TeacherHost:
 
         ``lease_s`` is the longest silence of all students, in seconds; of ``queue_tokens`` waiting tokens on, who asks
         is told to ask again later. ``rest`` is called when nothing had to be computed for ``rest_after_s``,
-        ``check`` before what is computed after ``check_every_s``; it raises Drifted, and so does ``compute``.
+        ``check`` before what is computed after ``check_every_s``, and before rows on disk are sealed: whether the
+        teacher was asked what it says now. It raises Drifted where that is something else, and so does ``compute``.
         ``more_counters`` are shown with its own.
         """
         self._compute, self._cache = compute, cache
@@ -94,6 +95,8 @@ class TeacherHost:
         while self._students:
             if self.dismissed:
                 return False
+            if self._cache.is_due:
+                self._vouch()
             try:
                 first = self._questions.get(timeout=0.2)
             except queue.Empty:
@@ -106,8 +109,7 @@ class TeacherHost:
                 continue
             questions = self._gather(first)
             if time.monotonic() - self._checked_at > self._check_every_s:
-                self._check()
-                self._checked_at = time.monotonic()
+                self._vouch()
             self._answer(questions)
             self._computed_at = time.monotonic()  # after it: a worker may have had to load its teacher first
         return True
@@ -115,7 +117,15 @@ class TeacherHost:
     def _rest_if_idle(self) -> None:
         if self._computed_at is not None and time.monotonic() - self._computed_at > self._rest_after_s:
             self._computed_at = None
+            self._vouch()
             self._rest()
+
+    def _vouch(self) -> None:
+        """Seal what was computed, once the teacher says what it said; else it raises Drifted."""
+        is_good = self._check()
+        self._checked_at = time.monotonic()
+        if is_good:
+            self._cache.seal()
 
     def _gather(self, first: Question) -> list[Question]:
         """``first`` and what else waits, up to one batch of tokens; a little time is given for more to come."""

@@ -26,19 +26,25 @@ class SignalCache:
         disk_bytes: int | None = None,
         limits: SealLimits = DEFAULT_LIMITS,
         refresh_every_s: float = 5.0,
+        seals_itself: bool = True,
     ) -> None:
         """``memory_bytes`` of rows stay in memory; ``folder`` keeps all, if given.
 
         ``context``: 32 bytes that say whose signals this cache writes, for tools that tidy the folder.
         ``disk_bytes``: this process writes no more once the folder's segments have that many. ``limits``:
         when they are sealed. ``refresh_every_s``: how often, in seconds, others' new segments are looked
-        for.
+        for. ``seals_itself``: see DiskCache.
         """
         self._memory = MemoryCache(memory_bytes)
         self._disk = None
         if folder is not None:
             self._disk = DiskCache(
-                folder, context=context, limits=limits, max_bytes=disk_bytes, refresh_every_s=refresh_every_s
+                folder,
+                context=context,
+                limits=limits,
+                max_bytes=disk_bytes,
+                refresh_every_s=refresh_every_s,
+                seals_itself=seals_itself,
             )
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -53,6 +59,21 @@ class SignalCache:
                 rows[i] = row
                 self._memory.put(keys[i], row)
         return rows
+
+    @property
+    def is_due(self) -> bool:
+        """Whether what was written is to be sealed, by who vouches for it."""
+        return self._disk is not None and self._disk.can_write and self._disk.is_due
+
+    @property
+    def has_open(self) -> bool:
+        """Whether rows on disk are not sealed yet."""
+        return self._disk is not None and self._disk.has_open
+
+    def seal(self) -> None:
+        """Make what was written durable, and seen by others."""
+        if self._disk is not None:
+            self._disk.seal()
 
     @property
     def has_failed(self) -> bool:

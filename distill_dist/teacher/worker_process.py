@@ -93,21 +93,26 @@ class WorkerProcess:
         _log.info("worker %d has loaded its teacher", self._process.pid)
         return description
 
-    def check(self) -> None:
-        """Ask a worker that runs about the probe's rows again; one that fails is replaced. Raises Drifted."""
+    def check(self) -> bool:
+        """Ask a worker that runs about the probe's rows again; False: it could not be asked. Raises Drifted.
+
+        One that fails is replaced by the next question.
+        """
         if self._connection is None:
-            return
+            return True
         try:
             header, _ = self._exchange({"probe": True})
         except WorkerLost as error:
             self._lose(error)
-            return
+            return False
         if "probe" in header:
             self._judge(Probe(**header["probe"]))
-        elif header["kind"] == "memory":
+            return True
+        if header["kind"] == "memory":
             _log.warning("no memory was left to ask the teacher about the probe's rows")
         else:
             self._lose(WorkerLost(header["error"]))
+        return False
 
     def counters(self) -> dict[str, int]:
         """What telemetry shows of it."""

@@ -62,12 +62,13 @@ def host_of(
     batch_tokens: int = 4096,
     queue_tokens: int = 1 << 20,
     about: RowComputer | None = None,
+    cache: SignalCache | None = None,
     **more: Any,
 ) -> TeacherHost:
     about = about or computer()
     return TeacherHost(
         about if compute is None else compute,
-        SignalCache(cache_bytes, None, context=bytes(32)),
+        SignalCache(cache_bytes, None, context=bytes(32)) if cache is None else cache,
         students=students,
         lease_s=lease_s,
         batch_tokens=batch_tokens,

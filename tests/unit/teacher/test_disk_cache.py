@@ -124,6 +124,30 @@ def test_limits_that_break_the_format_or_the_proof_of_death_are_ours_to_avoid() 
         SealLimits(age_s=QUIET_S / 2 + 1)
 
 
+def test_who_vouches_for_the_rows_seals_them(tmp_path: Path) -> None:
+    target = DiskCache(tmp_path, context=CONTEXT, limits=SealLimits(records=3), seals_itself=False)
+    put(target, range(2))
+    assert (target.has_open, target.is_due) == (True, False)
+    put(target, range(2, 9))
+    assert target.is_due
+    assert suffixes(tmp_path) == [".open"]
+    target.seal()
+    assert (target.has_open, target.is_due) == (False, False)
+    assert suffixes(tmp_path) == [".seg"]
+    put(target, range(9, 12))
+    target.discard()
+    assert suffixes(tmp_path) == [".seg"]
+
+
+def test_what_is_discarded_is_gone_also_when_nothing_can_be_written_any_more(tmp_path: Path) -> None:
+    target = cache(tmp_path)
+    put(target, range(5))
+    target._stop("the disk is full")
+    assert target.has_failed
+    target.discard()
+    assert suffixes(tmp_path) == []
+
+
 def test_others_segments_are_found_and_leftovers_recovered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from distill_dist.records import SignalSpec
 from distill_dist.teacher import host, remote_calls
+from distill_dist.teacher.disk_cache import SealLimits
 from distill_dist.teacher.sanity import Drifted
+from distill_dist.teacher.signal_cache import SignalCache
 from distill_dist.teacher.wire import Failure, Request, pack_request
 from teacher.service_cases import (
     PROBE,
@@ -215,10 +218,11 @@ def test_a_teacher_that_drifted_answers_nobody(found_by: str, monkeypatch: pytes
     asked: list[float] = []
     about = computer()
 
-    def check() -> None:
+    def check() -> bool:
         asked.append(now)
         if len(asked) == 2 and found_by == "check":
             raise Drifted("its logits differ")
+        return True
 
     def compute(request: Request, spec: SignalSpec) -> list[bytes]:
         if len(asked) == 2 and found_by == "compute":
@@ -237,6 +241,32 @@ def test_a_teacher_that_drifted_answers_nobody(found_by: str, monkeypatch: pytes
     with pytest.raises(Drifted):
         teaching.serve(should_stop=never)
     assert not waiting.done()
+
+
+def test_rows_are_sealed_only_once_the_teacher_was_found_good(tmp_path: Path) -> None:
+    verdicts: list[bool | Exception] = [False, True, False, Drifted("its logits differ")]
+
+    def check() -> bool:
+        verdict = verdicts.pop(0)
+        if isinstance(verdict, Exception):
+            raise verdict
+        return verdict
+
+    limits = SealLimits(records=1)
+    cache = SignalCache(0, tmp_path, context=bytes(32), limits=limits, seals_itself=False)
+    teaching = host_of(cache=cache, check=check)
+    for batch, sealed in zip(batches()[:2], (0, 1), strict=True):
+        queued(teaching, [batch])
+        serve_once(teaching)  # what is due before, rows, what is due then
+        assert len(list(tmp_path.glob("*.seg"))) == sealed
+        assert len(list(tmp_path.glob("*.open"))) == 1
+    with pytest.raises(Drifted):
+        serve_once(teaching)
+    cache.discard()
+    assert len(list(tmp_path.glob("*.seg"))) == 1
+    assert not list(tmp_path.glob("*.open"))
+    good = SignalCache(0, tmp_path, context=bytes(32))
+    assert good.counters()["disk_bytes"] > 0
 
 
 def test_remote_functions_reach_the_open_host(monkeypatch: pytest.MonkeyPatch) -> None:
