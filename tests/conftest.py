@@ -67,7 +67,15 @@ def shared_data() -> Path:
 
 
 # They start processes too, but nothing in them waits for a deadline: they may run beside the others.
-PATIENT = ("tests/multi/test_engine.py", "tests/multi/test_nonfinite.py", "tests/multi/test_routes.py")
+PATIENT = (
+    "tests/e2e/test_curriculum_confidence.py",
+    "tests/e2e/test_demo.py",
+    "tests/e2e/test_real_job.py",
+    "tests/multi/test_engine.py",
+    "tests/multi/test_nonfinite.py",
+    "tests/multi/test_routes.py",
+    "tests/multi/test_shards.py",
+)
 
 
 class ProcessesApart(LoadScopeScheduling):
