@@ -56,6 +56,7 @@ def main() -> None:
         if device.type == "cpu":
             torch.set_num_threads(job.threads)
         pin_interface(os.environ, launch.master_address)
+        rows = probe_rows(config)
         compute, group = build_share(config, device, attempts, member=job.member, attempt=job.attempt)
     except UserError as error:
         give_up(Broken("refused", f"rank {launch.rank}: {error}"))
@@ -68,7 +69,6 @@ def main() -> None:
     else:
         connection = socket.socket(fileno=job.connection)
         until_asked = functools.partial(_beat_until_asked, connection, sharded)
-        rows = probe_rows(config)
         about = sharded.introduce(rows)
         probe = functools.partial(sharded.probe, rows)
         serve_requests(connection, sharded, about, probe, until_asked=until_asked)

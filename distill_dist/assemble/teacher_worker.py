@@ -42,11 +42,10 @@ def main() -> None:
         device = pick_device(config.cluster.device, job["local_rank"])
         if device.type == "cpu":
             torch.set_num_threads(job["threads"])
-        compute = build_computer(config, device)
+        compute, rows = build_computer(config, device), probe_rows(config)
     except UserError as error:
         send(connection, {"refused": str(error)}, timeout_s=SEND_S)
         return
-    rows = probe_rows(config)
     serve_requests(connection, compute, compute.introduce(rows), functools.partial(compute.probe, rows))
 
 
@@ -54,7 +53,7 @@ def probe_rows(config: RunConfig) -> Request:
     """Rows of the training data, far from each other, that tell whether a teacher is what it was (sanity.py)."""
     manifest = load_manifest(Path(config.data.prepared))
     split = open_split(Path(config.data.prepared), "train")
-    rows = np.unique(np.linspace(0, split.num_rows - 1, PROBE_ROWS).round().astype(np.int64))
+    rows = np.unique((2 * np.arange(PROBE_ROWS) + 1) * split.num_rows // (2 * PROBE_ROWS))
     batch = collate(split.read(rows), pad_token_id=manifest.pad_token_id)
     return pack_request(batch, labels=False)
 
