@@ -73,9 +73,8 @@ def main() -> None:
         probe = functools.partial(sharded.probe, rows)
         serve_requests(connection, sharded, about, probe, until_asked=until_asked)
         sharded.end()
-    os._exit(
-        0
-    )  # the groups' threads still run: the interpreter's teardown would not end well (command_line.py)
+    # The groups' threads still run: the interpreter's teardown would not end well (command_line.py).
+    os._exit(0)
 
 
 def build_share(

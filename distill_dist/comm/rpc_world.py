@@ -34,8 +34,6 @@ WATCH_S = 0.2
 REFORM_S = 5.0
 # How long a call waits for a world that is being formed.
 CALL_S = 1.0
-
-
 # How long members that have all come wait for each other on the way in, where one may die.
 ENTER_S = 4 * REFORM_S
 _SCHEME = "distill"

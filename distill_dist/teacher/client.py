@@ -219,9 +219,8 @@ class RemoteTeacher:
         """
         begin = alive_at = time.monotonic()
         others = set(self._hosts) - part.unable - {part.host}
-        turn_s = patience.left() / (
-            1 + len(others)
-        )  # its worker may be loading for long: another host may be ready
+        # its worker may be loading for long, while another host is ready
+        turn_s = patience.left() / (1 + len(others))
         while not reply.is_done_within(max(0.0, min(patience.left(), LOOK_S, self._deadline_s))):
             now = time.monotonic()
             if part.host not in self._hosts:
