@@ -90,7 +90,11 @@ class Trainer:
         if done > start:
             self.save(done)
         if agreed == _STOP:
-            raise Interrupted(f"stopped by a signal after step {done}; the same command goes on from there")
+            # a launcher that sees one rank die signals the others
+            gone = "".join(f", {name} is gone" for name in self.group.gone())
+            raise Interrupted(
+                f"stopped by a signal after step {done}{gone}; the same command goes on from there"
+            )
         speaker, reason = self.group.hear(str(ended) if word == agreed else None)
         if agreed == _LOST:
             raise Interrupted(f"stopped after step {done}: {reason}; the same command goes on from there")

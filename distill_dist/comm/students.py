@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -112,22 +112,22 @@ class StudentGroup:
 
     def lost(self, error: Exception) -> PeerLost:
         """What to raise when a collective failed with ``error``: names the siblings that are gone."""
-        gone = self._gone()
+        gone = self.gone(self._global_ranks)
         # A dying process closes its sockets some time before it counts as dead.
         deadline = time.monotonic() + DYING_S
         while not gone and time.monotonic() < deadline:
             time.sleep(0.02)
-            gone = self._gone()
+            gone = self.gone(self._global_ranks)
         whom = ", ".join(gone) or f"one of ranks {list(self._global_ranks)}"
         reason = str(error).split("This is typically")[0].strip()
         return PeerLost(f"student {self.rank} lost {whom} (limit {self._timeout_s:.0f} s): {reason}")
 
-    def _gone(self) -> list[str]:
-        """Siblings on this host whose process is dead."""
+    def gone(self, ranks: Iterable[int] | None = None) -> list[str]:
+        """Launched processes on this host that are dead, of ``ranks`` of the whole run, teachers too (None: all)."""
         here = socket.gethostname()
         return [
             f"rank {rank} (process {pid} on {host})"
-            for rank in self._global_ranks
+            for rank in (self._peers if ranks is None else ranks)
             for host, pid in [self._peers[rank]]
             if host == here and not _alive(pid)
         ]

