@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -154,15 +155,23 @@ def describe_model(parts: EncoderParts) -> dict[str, Any]:
 
 
 class NotSane(ValueError):
-    """A teacher that says nothing: it must not be asked again, here or elsewhere."""
+    """Rows of which a teacher says nothing that is a number. Another process may."""
 
 
 def check_sane(signal: TeacherSignal) -> None:
-    """Raises NotSane where logits are not finite; on a device this waits for it."""
-    if not bool(torch.isfinite(signal.logits_BC).all()):
-        raise NotSane(
-            "its logits are not finite: are the weights of teacher.path whole, and their type wide enough?"
-        )
+    """Raises NotSane, which names them, where any numbers of the signal are not finite; on a device this waits once."""
+    asked = {field.name: getattr(signal, field.name) for field in fields(signal)}
+    given = {name: values for name, values in asked.items() if values is not None}
+    are_finite = torch.stack([torch.isfinite(values).all() for values in given.values()]).tolist()
+    faulty = [name for name, is_finite in zip(given, are_finite, strict=True) if not is_finite]
+    if faulty:
+        words = (name.rpartition("_")[0].removesuffix("_norm").replace("_", " ") for name in faulty)
+        raise NotSane(not_finite(", ".join(dict.fromkeys(words))))
+
+
+def not_finite(what: str) -> str:
+    """What is said of numbers that are none."""
+    return f"its {what} are not finite: are the weights of teacher.path whole, and their type wide enough?"
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from torch.futures import Future
 
 from distill_dist.records import SignalSpec
-from distill_dist.teacher.compute import is_out_of_memory
+from distill_dist.teacher.compute import NotSane, is_out_of_memory
 from distill_dist.teacher.merge import micro_batches
 from distill_dist.teacher.question import Question, request_of
 from distill_dist.teacher.sanity import Drifted
@@ -170,7 +170,7 @@ class TeacherHost:
             except Drifted:
                 raise
             except Exception as error:  # whatever the model raises belongs to those who asked
-                _log.exception("rows could not be computed")
+                _log.warning("rows could not be computed: %s", error, exc_info=not isinstance(error, NotSane))
                 for question in asking:
                     if not question.answer.done() and set(chosen) & set(question.request.keys_B):
                         question.fail(error)

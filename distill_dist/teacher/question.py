@@ -44,9 +44,12 @@ class Question:
         return sum(len(self.rows[key]) for key in self.request.keys_B)
 
     def fail(self, error: Exception) -> None:
-        """Whatever the model raises belongs to those who asked; who cannot get a worker up is as good as gone."""
-        reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, NotSane | UserError):
+        """Whatever the model raises belongs to those who asked; who cannot get a worker up is as good as gone.
+
+        Rows that are no numbers here may be some elsewhere, and the teacher was found to say what it said (worker_process).
+        """
+        reason = str(error) if isinstance(error, NotSane) else f"{type(error).__name__}: {error}"
+        if isinstance(error, UserError):
             self.answer.set_result(Refusal(str(error)))
         elif isinstance(error, WorkerLost):
             self.answer.set_exception(RuntimeError(reason))  # type: ignore[arg-type]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distill_dist.teacher.compute import not_finite
+
 # Rows of the training data that a teacher is asked about.
 PROBE_ROWS = 16
 # Of the largest number. Other devices and shapes of a batch differ by 1e-6 in fp32, and by some 1e-4 where products
@@ -36,7 +38,9 @@ def fault(probe: Probe) -> str | None:
     """Why nobody can learn from a teacher that says this; None: one can."""
     logits_NC = np.array(probe.logits)
     if not np.isfinite(logits_NC).all():
-        return "its logits are not finite: are the weights of teacher.path whole, and their type wide enough?"
+        return not_finite("logits")
+    if not all(np.isfinite(row).all() for row in probe.saliency):
+        return not_finite("gradients")
     spread_N = logits_NC.max(axis=1) - logits_NC.min(axis=1)
     if (spread_N <= FLAT * max(1.0, float(np.abs(logits_NC).max()))).all():
         return (

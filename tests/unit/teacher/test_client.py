@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
@@ -427,11 +428,24 @@ def test_teachers_that_disagree_are_refused_at_the_start_and_left_out_later() ->
         client.release(timeout_s=DEADLINE_S)
 
 
-def test_a_teacher_that_says_nothing_is_the_users_error() -> None:
+def without_numbers() -> Compute:
     about = computer()
     with torch.no_grad():
         about._parts.model.get_input_embeddings().weight.fill_(float("nan"))  # type: ignore[operator]
-    with client_of({"teacher0": host_of(about)}) as client:
-        with pytest.raises(UserError, match=r"teacher0 cannot teach: its logits are not finite"):
+    return about
+
+
+def test_rows_that_are_no_numbers_are_asked_of_another(caplog: pytest.LogCaptureFixture) -> None:
+    with client_of({"teacher0": host_of(), "teacher1": host_of(without_numbers())}) as client:
+        expect_all(signals_of(client))
+        assert client._hosts == ["teacher0", "teacher1"]
+    assert re.search(r"teacher1 did not compute \d row\(s\): its logits, .* are not finite", caplog.text)
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_rows_that_are_no_numbers_anywhere_are_the_users_error(hosts: int) -> None:
+    with client_of({f"teacher{n}": host_of(without_numbers()) for n in range(hosts)}) as client:
+        with pytest.raises(UserError, match=r"no teacher can compute 1 row\(s\): its logits, .* not finite"):
             signals_of(client)
-        assert client._hosts == ["teacher0"]
+        assert len(client._hosts) == hosts

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from distill_dist.models.encoder import EncoderParts, encoder_parts
 from distill_dist.records import Batch, NoiseSpec, SignalSpec, TeacherSignal
-from distill_dist.teacher.compute import MIN_LENGTH, MIN_ROWS, compute_signal, describe_model
+from distill_dist.teacher.compute import (
+    MIN_LENGTH,
+    MIN_ROWS,
+    NotSane,
+    check_sane,
+    compute_signal,
+    describe_model,
+)
 
 NOISE = NoiseSpec(0.1, 2, 0)
 EVERYTHING = SignalSpec(
@@ -39,6 +46,19 @@ def rows_of(signal: TeacherSignal, row: int, length: int) -> list[Tensor]:
         value = getattr(signal, field.name)[row]
         found.append(value[:length] if "_BL" in field.name else value)
     return found
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(TeacherSignal)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_every_number_that_is_asked_for_is_looked_at(field: str, value: float) -> None:
+    signal = signal_of(teacher(), ragged_batch(LENGTHS))
+    check_sane(signal)
+    values = getattr(signal, field).clone()
+    values.view(-1)[-1] = value
+    words = field.rpartition("_")[0].removesuffix("_norm").replace("_", " ")
+    with pytest.raises(NotSane, match=f"^its {words} are not finite: "):
+        check_sane(replace(signal, **{field: values}))
+    check_sane(TeacherSignal(signal.logits_BC))
 
 
 @pytest.mark.parametrize("classes", [2, 3])

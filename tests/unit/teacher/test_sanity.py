@@ -68,6 +68,11 @@ def test_who_says_nothing_cannot_teach(logits: list[list[float]], words: str) ->
     assert words in str(fault(Probe(logits, [])))
 
 
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_who_has_no_gradients_cannot_teach(norm: float) -> None:
+    assert "gradients are not finite" in str(fault(replace(SANE, saliency=[[1.0, 0.5], [norm]])))
+
+
 @pytest.mark.parametrize("logits", [[[0.0, 1e-4]], [[0.0, 0.0], [0.1, 0.0]]])
 def test_who_tells_one_row_apart_can_teach(logits: list[list[float]]) -> None:
     assert fault(Probe(logits, [])) is None
