@@ -92,10 +92,10 @@ def main() -> None:
         _say(ready=True)
         try:
             left = _serve(config, launch, job, host)
-            if cache.has_open:
-                worker.check()  # before what it computed is sealed
+            if cache.has_open and not worker.check():
+                cache.drop()  # or closing would seal it
         except Drifted as error:
-            cache.discard()
+            cache.drop()
             _say_last(drifted=str(error))
     worker.stop()
     # Threads of torch's agents may still run: the interpreter's teardown would not end well (command_line.py).

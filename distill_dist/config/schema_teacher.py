@@ -64,7 +64,9 @@ class TeacherConfig:
     teaches no more, the others go on; a process that is started again is asked at once; seconds, above 0."""
     batch_tokens: int = 4096
     """Most tokens, padding included, that a teacher process computes at once, of several students' questions; at least
-    `data.max_length`. Each of `shards` processes takes as many. Halved for the run where memory does not suffice."""
+    `data.max_length`. Each of `shards` processes takes as many. Halved for the run where memory does not suffice. Fewer
+    than 16 rows are filled up to 16, and the probe's 16 rows are computed together: 16 rows of the longest text have to
+    fit whatever stands here."""
     cache_mib: int = 1024
     """Memory in which a teacher process keeps signals that were asked for once; MiB, 0: none. A teacher in the
     students' own processes keeps some where there is a `cache_dir`."""
@@ -72,5 +74,7 @@ class TeacherConfig:
     """Folder in which signals are kept on disk, for this run and others with the same teacher; may be shared by nodes
     and runs. Empty: none."""
     cache_dir_mib: int = 0
-    """Nothing more is written to `cache_dir` once it holds so much, of whatever teacher; MiB, 0: no limit."""
+    """Nothing more is written to `cache_dir` once it holds so much, of whatever teacher; MiB, 0: no limit. Each process
+    counts what is sealed and its own open file, not those of others: of N processes that write at once each may add a
+    file of up to 256 MiB beyond it."""
     wire: WireConfig = field(default_factory=WireConfig)

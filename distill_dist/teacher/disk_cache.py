@@ -59,7 +59,8 @@ class DiskCache:
         """Makes the folder, recovers what dead writers left in it, and reads the index of every segment.
 
         ``context`` as of SegmentWriter. ``max_bytes``: no more is written once all the folder's segments
-        have that many. ``seals_itself``: False for who vouches for the rows before, and seals when ``is_due``.
+        have that many. ``seals_itself``: False for who vouches for the rows before, and seals or drops
+        them when ``is_due``; what it leaves when it dies is not recovered.
         """
         self._folder, self._context, self._limits, self._max_bytes = folder, context, limits, max_bytes
         self._sealed = SealedSegments(folder, refresh_every_s=refresh_every_s)
@@ -114,12 +115,14 @@ class DiskCache:
                 self._writer = None
         self._sealed.close()
 
-    def discard(self) -> None:
-        """Remove the open segment. Nothing is written after that; reading goes on."""
+    def drop(self) -> None:
+        """Remove the open segment: nobody vouches for it. What comes goes into another one."""
         with self._write_lock:
-            if self._writer is not None:
-                self._writer.discard()  # also where nothing can be written any more: others would recover it
-        self.close()
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                writer.discard()
+                writer.close()
+                self._written -= len(writer)
 
     def counters(self) -> dict[str, int]:
         """COUNTERS: records read, damaged and written, segments ignored, bytes in the folder when last seen."""
@@ -156,7 +159,7 @@ class DiskCache:
             self._stop(f"it holds the {self._max_bytes} bytes that it may")
             return
         if self._writer is None:
-            self._writer = SegmentWriter(self._folder, self._context)
+            self._writer = SegmentWriter(self._folder, self._context, is_checked=self._seals_itself)
         self._writer.append(key, row)
         self._written += 1
         self._seal_if_due()

@@ -58,8 +58,9 @@ class TeacherHost:
 
         ``lease_s`` is the longest silence of all students, in seconds; of ``queue_tokens`` waiting tokens on, who asks
         is told to ask again later. ``rest`` is called when nothing had to be computed for ``rest_after_s``,
-        ``check`` before what is computed after ``check_every_s``, and before rows on disk are sealed: whether the
-        teacher was asked what it says now. It raises Drifted where that is something else, and so does ``compute``.
+        ``check`` before what is computed after ``check_every_s``, and before rows on disk are sealed: whether what was
+        computed came of a teacher that was asked what it says now; else the rows are dropped. It raises Drifted where
+        that is something else, and so does ``compute``.
         ``more_counters`` are shown with its own.
         """
         self._compute, self._cache = compute, cache
@@ -121,11 +122,16 @@ class TeacherHost:
             self._rest()
 
     def _vouch(self) -> None:
-        """Seal what was computed, once the teacher says what it said; else it raises Drifted."""
+        """Seal what was computed once the teacher says what it said; drop it where none can be asked.
+
+        Raises Drifted where it says something else.
+        """
         is_good = self._check()
         self._checked_at = time.monotonic()
         if is_good:
             self._cache.seal()
+        else:
+            self._cache.drop()
 
     def _gather(self, first: Question) -> list[Question]:
         """``first`` and what else waits, up to one batch of tokens; a little time is given for more to come."""

@@ -2,7 +2,8 @@
 
 Recovered, and not removed: minutes of every teacher's time lie in them when a job is killed, and a process
 that dies loses nothing that it had handed to the system, only the record that it was writing. What a dying
-machine tore or left as zeros does not check.
+machine tore or left as zeros does not check. A host's are removed: it seals what its teacher said only once that
+was found to say what it said before (sanity.py), and nobody can ask a dead one; they are computed again.
 
 Whether a writer is dead cannot be known for certain on a disk that hosts share, so nothing depends on it
 but work: the file is copied and then removed, never written to. A writer that was alive after all goes on
@@ -26,19 +27,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill_dist.teacher.segment import HEADER_BYTES, DamagedSegment, OtherFormat, read_context, scan
-from distill_dist.teacher.segment_writer import OPEN, SegmentWriter, host_name, host_of, is_file, lock
+from distill_dist.teacher.segment_writer import (
+    OPEN,
+    UNCHECKED,
+    SegmentWriter,
+    host_name,
+    host_of,
+    is_file,
+    lock,
+)
 
 QUIET_S = 1800.0
 _log = logging.getLogger(__name__)
 
 
 def recover(folder: Path) -> int:
-    """Turn the leftovers in ``folder`` into segments; the number of records saved, or OSError of writing.
+    """Turn the leftovers in ``folder`` into segments, but those that nobody vouches for, which go.
 
-    Several processes may do so at once. What may not be opened, or is of another format, stays.
+    Returns the number of records saved; or OSError of writing. Several processes may do so at once. What may not be
+    opened, or is of another format, stays.
     """
     saved = 0
-    for path in sorted(folder.glob(f"*{OPEN}")):
+    for path in sorted([*folder.glob(f"*{OPEN}"), *folder.glob(f"*{UNCHECKED}")]):
         if host_of(path) is None:
             continue
         try:
@@ -46,7 +56,11 @@ def recover(folder: Path) -> int:
         except OSError:  # somebody else saw to it just now, or owns it
             continue
         try:
-            if _is_dead(descriptor, path):
+            if not _is_dead(descriptor, path):
+                continue
+            if path.suffix == UNCHECKED:
+                path.unlink(missing_ok=True)
+            else:
                 saved += _save(descriptor, path)
         except OtherFormat:
             continue

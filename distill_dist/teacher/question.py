@@ -46,7 +46,7 @@ class Question:
     def fail(self, error: Exception) -> None:
         """Whatever the model raises belongs to those who asked; who cannot get a worker up is as good as gone.
 
-        Rows that are no numbers here may be some elsewhere, and the teacher was found to say what it said (worker_process).
+        Rows that are no numbers here may be some elsewhere: that the teacher drifted was excluded (worker_process.py).
         """
         reason = str(error) if isinstance(error, NotSane) else f"{type(error).__name__}: {error}"
         if isinstance(error, UserError):

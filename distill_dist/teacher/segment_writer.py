@@ -21,6 +21,7 @@ from distill_dist.teacher.segment import (
 )
 
 OPEN, SEALED = ".open", ".seg"
+UNCHECKED = ".unchecked"  # open, of a teacher that is asked about its probe's rows before they are sealed
 _NAME = re.compile(r"signals-(.+)-[0-9a-f]{16}")
 
 
@@ -38,15 +39,20 @@ def host_of(path: Path) -> str | None:
 class SegmentWriter:
     """Appends records to ``signals-HOST-ID.open``, ID random, which ``seal`` makes ``signals-HOST-ID.seg``.
 
+    Until then it is ``signals-HOST-ID.unchecked`` where nobody vouches yet for what is written.
+
     It holds a lock on the file (flock: of this open file, so that a second writer of this process counts as
     another) until it is closed or its process ends, however it ends: see leftovers.py. One thread writes;
     any thread reads.
     """
 
-    def __init__(self, folder: Path, context: bytes) -> None:
-        """Makes the file, or OSError. ``context``: 32 bytes that say which teacher the signals are of."""
+    def __init__(self, folder: Path, context: bytes, *, is_checked: bool = True) -> None:
+        """Makes the file, or OSError. ``context``: 32 bytes that say which teacher the signals are of.
+
+        ``is_checked``: whether others may save what is written here if this process dies.
+        """
         self._context = context
-        self._descriptor, self._path = _make(folder)
+        self._descriptor, self._path = _make(folder, OPEN if is_checked else UNCHECKED)
         self._lock = threading.Lock()  # of the two below, for readers
         self._places: dict[bytes, tuple[int, int]] = {}  # key -> offset and length
         self._closed = False
@@ -144,10 +150,10 @@ def _rest(parts: Sequence[memoryview], written: int) -> list[memoryview]:
     return found
 
 
-def _make(folder: Path) -> tuple[int, Path]:
+def _make(folder: Path, suffix: str) -> tuple[int, Path]:
     """A new file, open and locked."""
     while True:
-        path = folder / f"signals-{host_name()}-{os.urandom(8).hex()}{OPEN}"
+        path = folder / f"signals-{host_name()}-{os.urandom(8).hex()}{suffix}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         # another process that looks for leftovers may find the file before its lock: then it is theirs to
         # remove

@@ -107,10 +107,10 @@ class SignalCache:
         if self._disk is not None:
             self._disk.close()
 
-    def discard(self) -> None:
-        """As ``close``, but what is not sealed yet is not kept: it came from a teacher that is not to be trusted."""
+    def drop(self) -> None:
+        """Do not keep on disk what is not sealed yet: nobody vouches for the teacher that it came from."""
         if self._disk is not None:
-            self._disk.discard()
+            self._disk.drop()
 
     def counters(self) -> dict[str, int]:
         """Totals since the start, in rows: hits, misses, damaged …; and bytes kept now."""

@@ -48,6 +48,8 @@ class WorkerProcess:
         self._connection: socket.socket | None = None
         self._fingerprint: str | None = None
         self._probe: Probe | None = None  # what the first worker said of the probe's rows
+        self._has_answered = False  # since it was asked about them
+        self._is_vouched = True  # False: one ended that had, and nobody can ask it now
         self.restarts = 0
         self.restarting_ms = 0  # spent on it while somebody waited
 
@@ -94,25 +96,30 @@ class WorkerProcess:
         return description
 
     def check(self) -> bool:
-        """Ask a worker that runs about the probe's rows again; False: it could not be asked. Raises Drifted.
+        """Ask a worker that runs about the probe's rows again. Raises Drifted.
 
-        One that fails is replaced by the next question.
+        Whether every worker that has computed something since the last time was asked after it: one that was lost
+        could not be. One that fails is replaced by the next question.
         """
-        if self._connection is None:
-            return True
+        if self._connection is not None:
+            self._ask_again()
+        was_vouched = self._is_vouched and not self._has_answered
+        self._is_vouched, self._has_answered = True, False  # what is not vouched for is dropped
+        return was_vouched
+
+    def _ask_again(self) -> None:
         try:
             header, _ = self._exchange({"probe": True})
         except WorkerLost as error:
             self._lose(error)
-            return False
+            return
         if "probe" in header:
             self._judge(Probe(**header["probe"]))
-            return True
-        if header["kind"] == "memory":
+            self._has_answered = False
+        elif header["kind"] == "memory":
             _log.warning("no memory was left to ask the teacher about the probe's rows")
         else:
             self._lose(WorkerLost(header["error"]))
-        return False
 
     def counters(self) -> dict[str, int]:
         """What telemetry shows of it."""
@@ -134,6 +141,7 @@ class WorkerProcess:
 
     def stop(self) -> None:
         """End it, and free its device; the next call starts another."""
+        self._is_vouched, self._has_answered = self._is_vouched and not self._has_answered, False
         if self._connection is not None:
             self._connection.close()  # it ends when it reads that
             self._connection = None
@@ -178,10 +186,11 @@ class WorkerProcess:
     def _ask(self, request: Request, spec: SignalSpec) -> list[bytes]:
         header, body = self._exchange(*pack_question(request, spec))
         if "error" not in header:
+            self._has_answered = True
             ends = itertools.accumulate(header["sizes"], initial=0)
             return [body[begin:end] for begin, end in itertools.pairwise(ends)]
         if header["kind"] == "insane":
-            self.check()  # whether it is the rows, or the teacher
+            self._ask_again()  # whether it is the rows, or the teacher
             raise NotSane(header["error"])
         if header["kind"] == "device":
             raise WorkerLost(header["error"])

@@ -192,7 +192,7 @@ class Cache:
 
     def damage(self, *, bit: int) -> None:
         """Flip one bit in every stretch of 64 bytes of every segment's records, open ones included."""
-        for path in [*self.folder.glob("*.seg"), *self.folder.glob("*.open")]:
+        for path in [*self.folder.glob("*.seg"), *self.folder.glob("*.unchecked")]:
             size = path.stat().st_size * 9 // 10  # of a sealed one the rest is its index, or nearly
             with path.open("r+b") as file:
                 for place in range(64, size, 64):

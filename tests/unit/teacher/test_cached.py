@@ -74,7 +74,9 @@ def test_a_teacher_of_nonsense_is_the_users_error() -> None:
     teacher = cached(None)
     with torch.no_grad():
         teacher._compute._parts.model.get_input_embeddings().weight.fill_(float("nan"))  # type: ignore[operator]
-    with pytest.raises(UserError, match="nobody can learn from the teacher: its logits, cls states, .* are not finite"):
+    with pytest.raises(
+        UserError, match=r"nobody can learn from the teacher: its logits, cls states, .* are not finite"
+    ):
         list(teacher.signals(batches(), each, SPEC, ahead=0))
 
 

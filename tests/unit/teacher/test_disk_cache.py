@@ -130,21 +130,36 @@ def test_who_vouches_for_the_rows_seals_them(tmp_path: Path) -> None:
     assert (target.has_open, target.is_due) == (True, False)
     put(target, range(2, 9))
     assert target.is_due
-    assert suffixes(tmp_path) == [".open"]
+    assert suffixes(tmp_path) == [".unchecked"]
     target.seal()
     assert (target.has_open, target.is_due) == (False, False)
     assert suffixes(tmp_path) == [".seg"]
     put(target, range(9, 12))
-    target.discard()
+    target.drop()
     assert suffixes(tmp_path) == [".seg"]
+    assert target.counters()["written"] == 9
+    assert target.get_many([key(8), key(9)]) == [row(8), None]
+    put(target, range(9, 12))
+    assert suffixes(tmp_path) == [".seg", ".unchecked"]
 
 
-def test_what_is_discarded_is_gone_also_when_nothing_can_be_written_any_more(tmp_path: Path) -> None:
+def test_what_nobody_vouched_for_is_not_there_after_a_death(tmp_path: Path) -> None:
+    """What a host leaves that is killed: nobody can ask its teacher any more."""
+    dead = DiskCache(tmp_path, context=CONTEXT, limits=DEFAULT_LIMITS, seals_itself=False)
+    put(dead, range(3))
+    assert dead._writer is not None
+    dead._writer.close()
+    assert cache(tmp_path).get_many(keys(range(3))) == [None] * 3
+    assert suffixes(tmp_path) == []
+
+
+def test_what_is_dropped_is_gone_also_when_nothing_can_be_written_any_more(tmp_path: Path) -> None:
     target = cache(tmp_path)
     put(target, range(5))
     target._stop("the disk is full")
     assert target.has_failed
-    target.discard()
+    target.drop()
+    target.close()
     assert suffixes(tmp_path) == []
 
 

@@ -243,8 +243,10 @@ def test_a_teacher_that_drifted_answers_nobody(found_by: str, monkeypatch: pytes
     assert not waiting.done()
 
 
-def test_rows_are_sealed_only_once_the_teacher_was_found_good(tmp_path: Path) -> None:
-    verdicts: list[bool | Exception] = [False, True, False, Drifted("its logits differ")]
+def test_rows_are_sealed_only_once_the_teacher_was_found_good_and_dropped_where_nobody_knows(
+    tmp_path: Path,
+) -> None:
+    verdicts: list[bool | Exception] = [False, True, Drifted("its logits differ")]
 
     def check() -> bool:
         verdict = verdicts.pop(0)
@@ -259,12 +261,15 @@ def test_rows_are_sealed_only_once_the_teacher_was_found_good(tmp_path: Path) ->
         queued(teaching, [batch])
         serve_once(teaching)  # what is due before, rows, what is due then
         assert len(list(tmp_path.glob("*.seg"))) == sealed
-        assert len(list(tmp_path.glob("*.open"))) == 1
+        assert not list(tmp_path.glob("*.unchecked"))
+        assert cache.counters()["written"] == 2 * sealed
+    queued(teaching, batches()[2:3])
     with pytest.raises(Drifted):
-        serve_once(teaching)
-    cache.discard()
+        teaching.serve(should_stop=never)
+    assert len(list(tmp_path.glob("*.unchecked"))) == 1
+    cache.drop()
     assert len(list(tmp_path.glob("*.seg"))) == 1
-    assert not list(tmp_path.glob("*.open"))
+    assert not list(tmp_path.glob("*.unchecked"))
     good = SignalCache(0, tmp_path, context=bytes(32))
     assert good.counters()["disk_bytes"] > 0
 

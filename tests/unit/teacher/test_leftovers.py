@@ -45,6 +45,19 @@ def test_a_dead_writer_loses_nothing_that_it_wrote(tmp_path: Path) -> None:
     assert recover(tmp_path) == 0
 
 
+def test_what_nobody_vouches_for_is_no_leftover_to_save(tmp_path: Path) -> None:
+    """A host's teacher may have drifted before it was asked, and its host died."""
+    living, dead = (SegmentWriter(tmp_path, CONTEXT, is_checked=False) for _ in range(2))
+    for writer in (living, dead):
+        writer.append(key(1), row(1))
+    dead.close()
+    assert recover(tmp_path) == 0
+    assert [path.suffix for path in tmp_path.iterdir()] == [".unchecked"]
+    living.seal()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".seg"]
+    assert sealed_rows(tmp_path) == {key(1): row(1)}
+
+
 def test_records_before_the_first_torn_one_are_saved(tmp_path: Path) -> None:
     whole = leave_open(tmp_path / "whole", range(3)).read_bytes()
     counts = []

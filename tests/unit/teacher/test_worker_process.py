@@ -72,6 +72,7 @@ class Teachers:
         self.started = 0
         self.insane = False
         self.errors: list[Exception] = []  # of the next answers
+        self.probe_error: Exception | None = None
 
     def answer(self) -> bytes:
         if self.errors:
@@ -80,9 +81,14 @@ class Teachers:
             raise NotSane("its logits are not finite")
         return b"row"
 
+    def probe(self) -> Probe:
+        if self.probe_error is not None:
+            raise self.probe_error
+        return self.says
+
     def command(self, connection: socket.socket) -> subprocess.Popen[bytes]:
         self.started += 1
-        fake = FakeProcess(connection, {"fingerprint": "f"}, self.answer, lambda: self.says)
+        fake = FakeProcess(connection, {"fingerprint": "f"}, self.answer, self.probe)
         return cast("subprocess.Popen[bytes]", fake)
 
 
@@ -150,6 +156,35 @@ def test_a_worker_that_dies_while_it_is_checked_is_replaced(
     assert worker(asked(), SignalSpec()) == [b"row"]
     assert teachers.started == 2
     assert worker.counters()["restarting_ms"] >= 0
+
+
+def test_what_a_lost_worker_computed_is_vouched_for_by_nobody(
+    worker: WorkerProcess, teachers: Teachers
+) -> None:
+    worker.start()
+    assert worker.check(), "nothing was computed"
+    worker(asked(), SignalSpec())
+    assert worker.check()
+    for ask_another in (False, True):
+        worker(asked(), SignalSpec())
+        worker.stop()  # as when it is lost
+        if ask_another:
+            worker(asked(), SignalSpec())
+        assert not worker.check()
+        assert worker.check(), "those rows are dropped"
+    assert teachers.started == 3
+
+
+def test_a_worker_that_cannot_be_asked_is_vouched_for_by_nobody(
+    worker: WorkerProcess, teachers: Teachers
+) -> None:
+    worker(asked(), SignalSpec())
+    teachers.probe_error = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    assert not worker.check()
+    teachers.probe_error = None
+    worker(asked(), SignalSpec())
+    assert worker.check()
+    assert teachers.started == 1
 
 
 def asked() -> Request:
