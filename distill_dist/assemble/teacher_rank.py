@@ -25,6 +25,7 @@ from distill_dist.assemble.teacher_host import HostJob
 from distill_dist.children import start_child
 from distill_dist.comm.attempts import Attempts, StoreGone
 from distill_dist.comm.rendezvous import OVER_EVERY_S, Store, is_over
+from distill_dist.comm.stood_down import stand_down
 from distill_dist.config.load import dump_config
 from distill_dist.config.pool import as_only_teacher, model_served_by, naming_the_model
 from distill_dist.config.schema import RunConfig
@@ -37,7 +38,7 @@ from distill_dist.stop_signal import StopSignal
 STOP_GRACE_S = 20.0
 # How long a host may take to leave when the run is over: it ends its worker, and says what it did, on a busy machine.
 OVER_GRACE_S = 15.0
-# Hosts in a row that end before they are ready: the next one would too.
+# Hosts in a row that end before they are ready: the next one would too, and this teacher stands by.
 MOST_FAILED = 3
 _log = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ def _supervise(
         if line is not None and "left" in line:
             return _end(host, place, line["left"])
         if line is not None and "drifted" in line:
-            return _stand_by(host, place, watch, line["drifted"], should_stop=should_stop)
+            return _stand_by(host, place, watch, f"it has drifted: {line['drifted']}", should_stop=should_stop)
         if should_stop():
             host.ask_to_end()
         if watch.has_ended():
@@ -198,9 +199,8 @@ def _supervise(
             return _end_late(host, place, watch)
         failed = 0 if host.is_ready else failed + 1
         if failed >= MOST_FAILED:
-            raise Interrupted(
-                f"teacher {place.rank} gave up: {failed} hosts in a row did not start ({reason})"
-            )
+            reason = f"{failed} hosts in a row did not start: {reason}"
+            return _stand_by(host, place, watch, reason, should_stop=should_stop)
         _log.warning("its host %s; starting another", reason)
         host = start(True)
 
@@ -209,11 +209,10 @@ def _stand_by(
     host: _Host, place: Place, watch: _Watch, reason: str, *, should_stop: Callable[[], bool]
 ) -> None:
     """Teach no more, but stay until the run is over: launchers kill the siblings of a process that leaves."""
-    _log.error(
-        "%s stopped, what it taught since it was last asked may be wrong: %s; the others go on",
-        place.rpc_names[place.rank], reason,
-    )  # fmt: skip
+    name = place.rpc_names[place.rank]
+    _log.error("%s teaches no more: %s; the others go on", name, reason)
     host.kill()
+    stand_down(place.store, name, reason)
     while not watch.has_ended():
         if should_stop():
             raise Interrupted(f"teacher {place.rank} left: {reason}")

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlparse
@@ -25,6 +25,7 @@ from torch.distributed import rpc
 from torch.futures import Future
 
 from distill_dist.comm.rendezvous import free_port
+from distill_dist.comm.stood_down import stood_down
 
 answered_later = rpc.functions.async_execution
 _log = logging.getLogger(__name__)
@@ -184,6 +185,11 @@ class RpcWorld:
                 return False
             time.sleep(0.02)
         return True
+
+    def stood_down(self, names: Iterable[str]) -> dict[str, str]:
+        """Hosts among ``names`` that will not come again, and why."""
+        with self._asking_lock:
+            return stood_down(self._asking, names)
 
     @property
     def is_last(self) -> bool:

@@ -295,12 +295,23 @@ class RemoteTeacher:
             )
 
     def _await_host(self, patience: Patience, unable: frozenset[str] = frozenset()) -> None:
-        """Return once there is somebody to ask who is not ``unable``. Raises TeacherLost when patience has ended."""
+        """Return once there is somebody to ask who is not ``unable``.
+
+        Raises TeacherLost when patience has ended, or nobody is left who could come again.
+        """
         while not set(self._hosts) - unable or self._world.has_changed(self._generation):
             while not self._world.await_standing(self._generation, min(LOOK_S, max(0.0, patience.left()))):
-                if patience.left() <= 0 or self._world.is_last:
-                    raise TeacherLost(self._last_loss or "no host is left")
+                gone = self._world.stood_down(self._names)
+                if patience.left() <= 0 or self._world.is_last or self._names - unable <= gone.keys():
+                    raise TeacherLost(self._why(gone))
             self._meet(patience)
+
+    def _why(self, gone: dict[str, str]) -> str:
+        """What became of the hosts: reasons of those that are ``gone``, and of the last one that was lost beside them."""
+        reasons = [f"{name} teaches no more: {reason}" for name, reason in sorted(gone.items())]
+        if self._names > gone.keys():
+            reasons.append(self._last_loss or "no host is left")
+        return "; ".join(reasons)
 
     def _codec(self, spec: SignalSpec) -> RowCodec:
         about = self._description

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any, cast
@@ -92,6 +92,7 @@ class FakeWorld:
         self.hung: set[str] = set()  # they answer nothing
         self.generation = 0
         self.asked = 0  # the generation that somebody asked for
+        self.down: dict[str, str] = {}  # who stood down, and why
 
     is_last = False
 
@@ -101,6 +102,9 @@ class FakeWorld:
 
     def has_changed(self, generation: int) -> bool:
         return self.asked > generation
+
+    def stood_down(self, names: Iterable[str]) -> dict[str, str]:
+        return {name: self.down[name] for name in names if name in self.down}
 
     def await_standing(self, generation: int, timeout_s: float) -> bool:
         """Who waits here gets a world of all that live, if one was asked for."""

@@ -214,6 +214,42 @@ def test_without_a_host_the_run_stops_and_names_the_last() -> None:
         signals_of(client)
 
 
+def test_when_all_have_stood_down_nobody_is_waited_for_and_their_reasons_are_given() -> None:
+    world = FakeWorld(hosts_named(2))
+    client = remote(world, patience_s=300.0)
+    world.dead = set(world.hosts)
+    world.down = {"teacher0": "it has drifted: its logits differ"}
+    down = world.down
+    threading.Timer(0.3, lambda: down.update(teacher1="3 hosts in a row did not start: no weights")).start()
+    begin = time.monotonic()
+    with pytest.raises(TeacherLost) as caught:
+        signals_of(client)
+    assert time.monotonic() - begin < 60, "not patience"
+    assert str(caught.value) == (
+        "lost its teacher: teacher0 teaches no more: it has drifted: its logits differ; "
+        "teacher1 teaches no more: 3 hosts in a row did not start: no weights"
+    )
+
+
+def test_who_stood_down_is_named_beside_the_last_that_was_lost() -> None:
+    world = FakeWorld(hosts_named(2))
+    client = remote(world)
+    world.dead, world.down = set(world.hosts), {"teacher0": "it has drifted"}
+    client._patience_s = 0.1
+    with pytest.raises(TeacherLost, match=r"teacher0 teaches no more: it has drifted; teacher[01] cannot be"):
+        signals_of(client)
+
+
+def test_rows_that_the_last_one_cannot_compute_end_the_run_at_once() -> None:
+    world = FakeWorld({"teacher0": host_of(broken), "teacher1": host_of()})
+    with serving({"teacher0": world.members["teacher0"]}):
+        client = remote(world, patience_s=300.0)
+        world.dead, world.down = {"teacher1"}, {"teacher1": "it has drifted"}
+        with pytest.raises(TeacherLost, match=r"teacher1 teaches no more: .*; teacher0 did not compute \d row"):
+            signals_of(client)
+        client.release(timeout_s=DEADLINE_S)
+
+
 def broken(request: Request, spec: SignalSpec) -> list[bytes]:
     raise ValueError("broken")
 
