@@ -12,7 +12,7 @@ from distill_dist.assemble.models import build_student, check_prepared
 from distill_dist.assemble.objective import build_objective, build_width_maps
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.resume import check_identity, run_identity
-from distill_dist.assemble.teacher_pool import build_teachers, check_pool_fits, teacher_shapes
+from distill_dist.assemble.teacher_pool import LocalModel, build_teachers, check_pool_fits, teacher_shapes
 from distill_dist.config.deepspeed_json import load_deepspeed_json
 from distill_dist.config.methods import reads_scores
 from distill_dist.config.schema import RunConfig
@@ -37,7 +37,7 @@ class Loaded:
     scored: dict[str, tuple[PreparedSplit, tuple[Batch, ...]]]  # and this rank's share of the rows
     tokenizer: Path
     student: EncoderParts
-    local_teachers: tuple[EncoderParts, ...]  # of every model; empty where others serve them
+    local_teachers: tuple[LocalModel, ...]  # of every model; empty where others serve them
     objective: Objective
     maps: WidthMaps | None  # part of the student while it trains
     identity: dict[str, Any]

@@ -28,6 +28,7 @@ from distill_dist.evaluation.scoring import evaluating
 from distill_dist.evaluation.split import SplitScorer, loyalty
 from distill_dist.models.width_maps import WIDTH_MAPS
 from distill_dist.run_folder import RunFolder, versions
+from distill_dist.teacher.identity import Identity
 from distill_dist.teacher.local import LocalTeacher, Teacher
 from distill_dist.teacher.report import Counters, service_report
 from distill_dist.telemetry import Telemetry
@@ -59,6 +60,7 @@ class Outcome:
     saved_step: int  # of the newest checkpoint, which this run wrote or goes on from; 0: none
     curriculum: Callable[[], dict[str, Any]]  # its state for a checkpoint; a collective
     order: Callable[[], dict[str, Any] | None]  # what the summary says of the curriculum; None without one
+    taught_by: tuple[Identity, ...] = ()  # who the teachers are, for a checkpoint
     pool: PoolReport | None = None  # of several teachers
     _teacher_logits: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     _counted: Counters = field(default_factory=dict)  # of the teachers, when the last epoch ended
@@ -72,6 +74,7 @@ class Outcome:
             "step": step,
             "best": self.best,
             "identity": self.identity,
+            "teachers": [each.to_json() for each in self.taught_by],
             "curriculum": self.curriculum(),
         }
         write = functools.partial(

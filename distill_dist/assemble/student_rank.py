@@ -13,10 +13,11 @@ import transformers
 from distill_dist.assemble.alignment import copied_for_probe, describe_alignment, run_probe
 from distill_dist.assemble.curriculum import Curriculum
 from distill_dist.assemble.loading import Loaded, load
-from distill_dist.assemble.meet_teacher import meet_teacher
+from distill_dist.assemble.meet_teacher import Met, meet_teacher
 from distill_dist.assemble.outcome import Outcome
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.route import ChosenRoute, choose_route
+from distill_dist.assemble.same_teachers import same_teachers
 from distill_dist.assemble.served_scores import ServedScores
 from distill_dist.assemble.teacher_pool import report_of
 from distill_dist.assemble.training_rows import (
@@ -27,7 +28,7 @@ from distill_dist.assemble.training_rows import (
     served_scores,
 )
 from distill_dist.comm.environment import prepare_environment
-from distill_dist.comm.rendezvous import announce_over, peers
+from distill_dist.comm.rendezvous import peers
 from distill_dist.comm.students import StudentGroup
 from distill_dist.config.deepspeed_json import zero_stage
 from distill_dist.config.load import dump_config
@@ -44,13 +45,12 @@ from distill_dist.run_folder import RunFolder
 from distill_dist.schedule import learning_rate
 from distill_dist.stop_signal import StopSignal
 from distill_dist.student import StudentStep
+from distill_dist.teacher.identity import Identity
 from distill_dist.teacher.local import LocalTeacher, Teacher
 from distill_dist.telemetry import Telemetry
 from distill_dist.trace import Trace
 from distill_dist.trainer import Trainer
 
-# Longest wait for a teacher to hear that its student leaves; one that does not hear has its lease.
-RELEASE_S = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -67,28 +67,18 @@ def train_student(
         if place.student == 0:
             folder.refuse(error)
         raise
-    group = _join(config, place)
-    teacher, world = meet_teacher(config, place, loaded, stop)
-    if place.student == 0:
-        folder.describe(config_yaml=dump_config(config), deepspeed_json=loaded.deepspeed_json)
-    early = heard = True
+    met, early = Met(), True
     try:
-        with folder.verdict(writes=place.student == 0), group.naming_the_lost():
-            summary = _train(config, place, stop, folder, loaded, group, teacher)
-            group.agree(
-                0
-            )  # nobody leaves before all are done: launchers kill the siblings of a rank that exits
+        with folder.verdict(writes=place.student == 0):
+            group = _join(config, place)
+            with group.naming_the_lost():
+                met = meet_teacher(config, place, loaded, stop)
+                summary = _train(config, place, stop, folder, loaded, group, met)
+                # nobody leaves before all are done: launchers kill the siblings of a rank that exits
+                group.agree(0)
         early = False
     finally:
-        if teacher is not None:
-            heard = teacher.release(timeout_s=RELEASE_S, early=early)
-        if world is not None:
-            absent = len(world.hosts) < len(place.teacher_names)
-            world.leave()
-            if place.student == 0:
-                # a host that was killed just now is still counted among the world's
-                linger = absent or not (heard or early)
-                announce_over(place.store, linger=linger, early=early, listeners=place.roles.followers)
+        met.part(place, early=early)
     group.leave()
     return summary if place.student == 0 else None
 
@@ -115,9 +105,12 @@ def _train(
     folder: RunFolder,
     loaded: Loaded,
     group: StudentGroup,
-    teacher: Teacher | None,
+    met: Met,
 ) -> dict[str, Any]:
-    train = config.train
+    train, teacher = config.train, met.teacher
+    if place.student == 0:
+        folder.describe(config_yaml=dump_config(config), deepspeed_json=loaded.deepspeed_json)
+    taught_by = same_teachers(config, loaded.resumed, met.identities, group)
     plain = plain_loader(config, loaded, group)
     engine, student, alignment = _student(config, place, loaded, group, teacher, plain)
     itself = LocalTeacher(encoder_parts(engine.module), place.device, is_student=True)
@@ -136,7 +129,8 @@ def _train(
     )  # fmt: skip
     telemetry = _telemetry(config, place, folder, loaded, group, start=start, last_step=last_step)
     outcome = _outcome(
-        config, place, folder, loaded, group, teacher, engine, itself, telemetry, alignment, curriculum, served
+        config, place, folder, loaded, group, teacher, taught_by, engine, itself, telemetry, alignment, curriculum,
+        served,
     )  # fmt: skip
     epochs = build_epochs(config, loaded, plain, curriculum, teacher, telemetry, last_step=last_step)
     trainer = Trainer(
@@ -262,6 +256,7 @@ def _outcome(
     loaded: Loaded,
     group: StudentGroup,
     teacher: Teacher | None,
+    taught_by: tuple[Identity, ...],
     engine: Engine,
     itself: LocalTeacher,
     telemetry: Telemetry,
@@ -277,6 +272,7 @@ def _outcome(
         engine=engine,
         student=itself,
         teacher=teacher,
+        taught_by=taught_by,
         scorers=_scorers(config, place, loaded, group),
         group=group,
         telemetry=telemetry,

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from distill_dist.assemble.models import TeacherShape, build_teacher, teacher_shape
 from distill_dist.assemble.objective import build_objective
 from distill_dist.assemble.pool_report import PoolReport
-from distill_dist.assemble.teacher_worker import check_teaches
+from distill_dist.assemble.teacher_worker import check_teaches, computer_of
 from distill_dist.config.pool import as_only_teacher, is_pool, naming_the_model, teachers_of
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import Manifest
 from distill_dist.errors import UserError
 from distill_dist.models.encoder import EncoderParts
 from distill_dist.objectives.join_signals import Joining
+from distill_dist.teacher.identity import Identity
 from distill_dist.teacher.local import Teacher
 from distill_dist.teacher.pool import TeacherPool
-from distill_dist.teacher.row_codec import WireTypes
 from distill_dist.teacher.row_computer import RowComputer
 from distill_dist.telemetry import Telemetry
 
@@ -32,15 +33,24 @@ def teacher_shapes(config: RunConfig) -> tuple[TeacherShape, ...]:
     return tuple(shapes)
 
 
-def build_teachers(config: RunConfig, manifest: Manifest, device: torch.device) -> tuple[EncoderParts, ...]:
+@dataclass(frozen=True)
+class LocalModel:
+    """A frozen model in this process."""
+
+    parts: EncoderParts
+    compute: RowComputer  # the same, behind rows
+    identity: Identity
+
+
+def build_teachers(config: RunConfig, manifest: Manifest, device: torch.device) -> tuple[LocalModel, ...]:
     """Every frozen model on ``device``. Raises UserError, also where one says nothing that could be learned."""
     found = []
     for number in range(len(teachers_of(config))):
         with naming_the_model(config, number):
             alone = as_only_teacher(config, number)
-            found.append(build_teacher(alone, manifest, device))
-            # the fingerprint, which takes long, is asked for by caches alone
-            check_teaches(RowComputer(found[-1], device, types=WireTypes(), fingerprint=""), alone)
+            parts = build_teacher(alone, manifest, device)
+            compute = computer_of(alone, manifest, parts, device)
+            found.append(LocalModel(parts, compute, check_teaches(compute, alone)))
     return tuple(found)
 
 

@@ -186,7 +186,9 @@ def _supervise(
         if line is not None and "left" in line:
             return _end(host, place, line["left"])
         if line is not None and "drifted" in line:
-            return _stand_by(host, place, watch, f"it has drifted: {line['drifted']}", should_stop=should_stop)
+            return _stand_by(
+                host, place, watch, f"it has drifted: {line['drifted']}", should_stop=should_stop
+            )
         if should_stop():
             host.ask_to_end()
         if watch.has_ended():

@@ -22,6 +22,7 @@ from distill_dist.errors import UserError
 from distill_dist.models.encoder import EncoderParts
 from distill_dist.run_folder import RunFolder
 from distill_dist.teacher.frames import send
+from distill_dist.teacher.identity import Identity
 from distill_dist.teacher.row_codec import WireTypes
 from distill_dist.teacher.row_computer import RowComputer
 from distill_dist.teacher.row_keys import teacher_fingerprint
@@ -58,11 +59,13 @@ def probe_rows(config: RunConfig) -> Request:
     return pack_request(batch, labels=False)
 
 
-def check_teaches(compute: RowComputer, config: RunConfig) -> None:
-    """Raises UserError where nobody can learn from the teacher (sanity.py). A forward and a backward of a few rows."""
-    reason = fault(compute.probe(probe_rows(config)))
+def check_teaches(compute: RowComputer, config: RunConfig) -> Identity:
+    """Who teaches. Raises UserError where nobody can learn from it (sanity.py). Costs its gradients on a few rows."""
+    probe = compute.probe(probe_rows(config))
+    reason = fault(probe)
     if reason is not None:
         raise UserError(f"nobody can learn from the teacher: {reason}")
+    return Identity(compute.fingerprint, probe)
 
 
 def build_computer(config: RunConfig, device: torch.device) -> RowComputer:

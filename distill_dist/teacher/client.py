@@ -16,6 +16,7 @@ from distill_dist.records import Batch, SignalSpec, TeacherSignal
 from distill_dist.teacher import remote_calls
 from distill_dist.teacher.asked import Asked, Part, Patience
 from distill_dist.teacher.cached import keyed_request
+from distill_dist.teacher.identity import Identity
 from distill_dist.teacher.local import T, TeacherLost, spec_of
 from distill_dist.teacher.rendezvous_hash import rank_hosts
 from distill_dist.teacher.row_codec import RowCodec, WireTypes
@@ -82,6 +83,11 @@ class RemoteTeacher:
     def describe(self) -> dict[str, Any]:
         """See Teacher."""
         return {key: self._description[key] for key in ("parameters", "wire_report")}
+
+    @property
+    def identity(self) -> Identity:
+        """Who teaches, as the first host said."""
+        return Identity(self._description["fingerprint"], Probe(**self._description["probe"]))
 
     def counters(self) -> dict[str, dict[str, int]]:
         """See Teacher; of those that answer. One that is lost is not waited for."""
@@ -307,7 +313,7 @@ class RemoteTeacher:
             self._meet(patience)
 
     def _why(self, gone: dict[str, str]) -> str:
-        """What became of the hosts: reasons of those that are ``gone``, and of the last one that was lost beside them."""
+        """What became of the hosts: the reasons of those that are ``gone``, and of the last loss beside them."""
         reasons = [f"{name} teaches no more: {reason}" for name, reason in sorted(gone.items())]
         if self._names > gone.keys():
             reasons.append(self._last_loss or "no host is left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from tiny import (
     Started,
     World,
     kill_rank,
+    launch,
     port_is_free,
     rank_process,
     running,
@@ -26,6 +28,7 @@ from tiny import (
     wait_until,
 )
 
+from distill_dist.durable import sha256_file
 from e2e.conftest import TRACED, Reference, shared_memory
 
 # the first test of a session also waits for its fixtures; tests run beside each other
@@ -71,6 +74,28 @@ def assert_same_run(run_dir: Path, undisturbed: Path) -> None:
         assert ours[key] == theirs[key], key
     model, expected_model = (load_file(run / "model" / "model.safetensors") for run in (run_dir, undisturbed))
     assert all(torch.equal(model[name], expected_model[name]) for name in expected_model)
+
+
+def test_a_teacher_that_was_replaced_since_is_refused(
+    world: World, reference: Reference, tmp_path: Path
+) -> None:
+    """Whoever serves it: one in a process of its own taught before, the students' own is to go on."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference.run_dir, run_dir)
+    folder = max(path.parent for path in (run_dir / "checkpoints").glob("step-*/COMPLETE"))
+    progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    (taught_by,) = progress["teachers"]
+    here, taught_by["fingerprint"] = taught_by["fingerprint"], "0" * 64
+    (folder / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
+    sums = json.loads((folder / "COMPLETE").read_text(encoding="utf-8"))
+    sums["progress.json"] = sha256_file(folder / "progress.json")
+    (folder / "COMPLETE").write_text(json.dumps(sums), encoding="utf-8")
+    done = launch("train.py", arguments_of(world, run_dir, "cluster.teachers=0"), logs=tmp_path / "logs")
+    assert done.processes[0].returncode == 2, done.text()
+    assert done.stderr().count("error: ") == 1, done.text()
+    assert f"another model (fingerprint {here[:12]} instead of 000000000000" in done.stderr()
+    assert "start in another run_dir" in done.stderr()
+    assert (state(run_dir)["state"], state(run_dir)["resumable"]) == ("failed", False)
 
 
 def test_kill_9_of_all_and_resume(world: World, reference: Reference, tmp_path):

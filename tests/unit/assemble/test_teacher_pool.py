@@ -22,6 +22,7 @@ from distill_dist.config.schema_teacher import PooledTeacher
 from distill_dist.errors import UserError
 from distill_dist.objectives.conflict import COSINE, DISAGREEMENT
 from distill_dist.teacher.pool import TeacherPool
+from distill_dist.teacher.row_keys import teacher_fingerprint
 from distill_dist.telemetry import Totals
 
 TWO = (PooledTeacher("teacher", 3.0), PooledTeacher("other", 1.0))
@@ -161,9 +162,13 @@ def test_a_teacher_in_process_that_says_nothing_is_refused_before_anything_is_tr
                 weight.fill_(value)
     monkeypatch.setattr("distill_dist.assemble.teacher_pool.build_teacher", lambda *_: parts)
     monkeypatch.setattr("distill_dist.assemble.teacher_worker.probe_rows", lambda config: PROBE)
-    config, unused = good_with({"teacher.path": "teacher", "teachers": ()}), cast(Any, None)
+    config = good_with({"teacher.path": "teacher", "teachers": ()})
+    manifest = cast(Any, SimpleNamespace(read_by_teacher=SimpleNamespace(tokenizer="t")))
     if value is None:
-        assert build_teachers(config, unused, torch.device("cpu")) == (parts,)
+        (found,) = build_teachers(config, manifest, torch.device("cpu"))
+        assert found.parts is parts
+        assert found.identity.fingerprint == teacher_fingerprint(parts, tokenizer="t")
+        assert len(found.identity.probe.logits) == 3
         return
     with pytest.raises(UserError, match=f"nobody can learn from the teacher: .*{words}"):
-        build_teachers(config, unused, torch.device("cpu"))
+        build_teachers(config, manifest, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""A teacher's supervisor whose hosts do not start: it stands by, because launchers kill the siblings of one that leaves."""
+"""A supervisor whose hosts do not start: it stands by, because launchers kill the siblings of one that leaves."""
 
 from __future__ import annotations
 

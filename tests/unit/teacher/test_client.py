@@ -245,7 +245,9 @@ def test_rows_that_the_last_one_cannot_compute_end_the_run_at_once() -> None:
     with serving({"teacher0": world.members["teacher0"]}):
         client = remote(world, patience_s=300.0)
         world.dead, world.down = {"teacher1"}, {"teacher1": "it has drifted"}
-        with pytest.raises(TeacherLost, match=r"teacher1 teaches no more: .*; teacher0 did not compute \d row"):
+        with pytest.raises(
+            TeacherLost, match=r"teacher1 teaches no more: .*; teacher0 did not compute \d row"
+        ):
             signals_of(client)
         client.release(timeout_s=DEADLINE_S)
 
