@@ -35,7 +35,7 @@ WATCH_S = 0.2
 REFORM_S = 5.0
 # How long a call waits for a world that is being formed.
 CALL_S = 1.0
-# How long members that have all come wait for each other on the way in, where one may die.
+# How long members that have all come wait at most for each other at one point of the way in, where one may die.
 ENTER_S = 4 * REFORM_S
 _SCHEME = "distill"
 
@@ -52,13 +52,23 @@ def _rendezvous(url: str, **_: Any) -> Iterator[tuple[dist.Store, int, int]]:
         place.port,
         world_size=size,
         is_master=rank == 0,
-        timeout=timedelta(seconds=ENTER_S),
+        timeout=timedelta(seconds=float(query["timeout_s"])),
         wait_for_workers=False,
     )
     yield store, rank, size
 
 
 dist.register_rendezvous_handler(_SCHEME, _rendezvous)  # type: ignore[attr-defined]
+
+
+def enter_s(generation: int, failed: int) -> float:
+    """How long the members of a world wait for each other on the way in, after ``failed`` that nobody entered.
+
+    Torch has several points where all wait for all, none of which can be left before its time: a member that dies
+    between two of them costs the others twice that much, while they are asked and do not answer. So one that is formed
+    anew begins with little, which doubles where the machine was too slow for it.
+    """
+    return ENTER_S if generation == 0 else min(ENTER_S, REFORM_S * 2**failed)
 
 
 class CallFailed(RuntimeError):
@@ -144,6 +154,7 @@ class RpcWorld:
         self.generation = -1
         self.hosts: tuple[str, ...] = ()
         self._leaving = threading.Event()
+        self._failed = 0  # worlds in a row that were not entered
         if replaces:
             self._store.add("rpc/generation", 1)
         self._join()
@@ -230,10 +241,12 @@ class RpcWorld:
             if formed is None:
                 continue  # a later one was asked for
             if self._name in formed["names"] and self._enter(generation, formed):
+                self._failed = 0
                 self.hosts = tuple(name for name in formed["names"] if name in self._all_hosts)
                 self.generation = generation
                 _log.info("world %d: %s", generation, ", ".join(formed["names"]))
                 return
+            self._failed += 1
             # it was formed without us, or somebody died on the way in
             if int(self._store.add("rpc/generation", 0)) == generation:
                 self._store.add("rpc/generation", 1)
@@ -257,7 +270,8 @@ class RpcWorld:
                 # every host has to come to the first world
                 hosts_until = hosts_until or (time.monotonic() + REFORM_S if generation else deadline)
                 if not missing or time.monotonic() > hosts_until:
-                    formed = {"names": here, "port": free_port(self._address)}
+                    within_s = enter_s(generation, self._failed)
+                    formed = {"names": here, "port": free_port(self._address), "within_s": within_s}
                     self._store.set(key, json.dumps(formed))
                     return formed
             time.sleep(0.02)
@@ -269,10 +283,11 @@ class RpcWorld:
         # Torch counts worlds per process, and members whose counts differ wait for each other for ever; names differ
         # by generation, because torch also counts meetings by the names of those who met.
         rpc._init_counter = generation  # type: ignore[attr-defined]
-        rpc.constants.DEFAULT_PROCESS_GROUP_TIMEOUT = timedelta(seconds=ENTER_S)  # 24 days otherwise
+        within_s = formed["within_s"]
+        rpc.constants.DEFAULT_PROCESS_GROUP_TIMEOUT = timedelta(seconds=within_s)  # 24 days otherwise
         options = rpc.TensorPipeRpcBackendOptions(
-            init_method=f"{_SCHEME}://{self._address}:{formed['port']}",
-            rpc_timeout=ENTER_S,
+            init_method=f"{_SCHEME}://{self._address}:{formed['port']}?timeout_s={within_s}",
+            rpc_timeout=within_s,
             num_worker_threads=4,
             # Plain sockets: the probing for InfiniBand fails on some clouds, and shared memory would leave
             # segments behind when a rank is killed.

@@ -141,8 +141,8 @@ class Teachers:
         deadline, seen = time.monotonic() + HEALS_WITHIN_S, self.steps()
         while not self._all_met():
             assert time.monotonic() < deadline, f"teachers did not meet within {HEALS_WITHIN_S:.0f} s"
-            # who dies on the way into a world keeps others there for 20 s, in which those who are left teach: the run
-            # is not to end before
+            # who dies on the way into a world keeps others there for some seconds (comm/rpc_world.py), and the next
+            # host loads for some: in them those who are left teach, and the run is not to end before
             if self.steps() > seen + MOST_STEPS:
                 with self.held():
                     time.sleep(HELD_S)
