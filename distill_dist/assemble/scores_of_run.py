@@ -34,6 +34,7 @@ class ScoresOfRun:
     teacher: SignalSource | None
     steps_per_epoch: int
     logs: Callable[[], list[Path]]  # the score logs of `curriculum.score: served`
+    taught_by: str  # the fingerprint of the run's teachers, of whom snapshot 0 may be
     pinned: dict[str, Any] | None  # the checkpoint's {"number", "hash"}: what its epoch was planned on
 
     def _number_of(self, epoch: int) -> int | None:
@@ -107,7 +108,11 @@ class ScoresOfRun:
         return rule == "weighted" or (rule == "bell" and measure != "true_probability")
 
     def _is_outdated(self, found: Snapshot) -> bool:
-        """Whether `curriculum.file` is another one than the scores were read from; all students say the same."""
+        """Whether teacher or `curriculum.file` are others than the scores are of; all students say the same."""
+        if self.config.curriculum.source == "teacher":
+            # with a checkpoint the teachers were compared with those that it names (same_teachers.py)
+            changed = not self.pinned and found.record.origin.parent != self.taught_by
+            return bool(self.maker.group.agree(int(changed)))
         if self.config.curriculum.source != "file":
             return False
         file, changed = Path(self.config.curriculum.file), False
@@ -146,7 +151,7 @@ class ScoresOfRun:
             return
         if curriculum.source == "teacher":
             assert self.teacher is not None
-            self.maker.from_teacher(number, teacher=self.teacher)
+            self.maker.from_teacher(number, teacher=self.teacher, fingerprint=self.taught_by)
             return
         previous, in_use = self._before(number, step), self._in_use(number)
         if curriculum.score == "served" and reads_scores(self.config):

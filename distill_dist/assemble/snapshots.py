@@ -83,15 +83,23 @@ class SnapshotMaker:
 
         self._write(number, self.scoring.batches, scores, step=step, previous=previous, in_use=in_use)
 
-    def from_teacher(self, number: int, *, teacher: SignalSource) -> None:
-        """The teacher's own confidence, before training."""
+    def from_teacher(self, number: int, *, teacher: SignalSource, fingerprint: str) -> None:
+        """The teacher's own confidence, before training; ``fingerprint`` says which teacher that is."""
 
         def scores(block: int, batches: Batches) -> Fresh:
             logits_NC, labels = self.scoring.logits_NC(teacher, block, batches), self._labels_of(block)
             loss = cross_entropy(logits_NC, labels)
             return fresh_from_logits(self.measure, logits_NC, labels, teacher_loss=loss)
 
-        self._write(number, self.scoring.batches, scores, step=0, previous=None, in_use=frozenset())
+        self._write(
+            number,
+            self.scoring.batches,
+            scores,
+            step=0,
+            previous=None,
+            in_use=frozenset(),
+            parent=fingerprint,
+        )
 
     def from_file(self, number: int, *, confidence: np.ndarray, sha256: str) -> None:
         """What the user gave, float32 [rows]; ``sha256`` of the file it came from."""

@@ -117,7 +117,7 @@ def _train(
     served = served_scores(config, loaded, group, folder)
     curriculum = build_curriculum(
         config, place, loaded, group, folder, engine, stop,
-        student=itself, teacher=teacher, loader=plain, served=served,
+        student=itself, teacher=teacher, taught_by=taught_by, loader=plain, served=served,
     )  # fmt: skip
     total_steps = curriculum.total_steps
     last_step = min(total_steps, train.max_steps or total_steps)

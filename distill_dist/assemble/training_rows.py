@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from distill_dist.evaluation.split import SignalSource
 from distill_dist.records import Step
 from distill_dist.run_folder import RunFolder
 from distill_dist.stop_signal import StopSignal
+from distill_dist.teacher.identity import Identity, joint_fingerprint
 from distill_dist.teacher.local import Teacher
 from distill_dist.telemetry import Telemetry
 
@@ -124,6 +126,7 @@ def build_curriculum(
     *,
     student: SignalSource,
     teacher: SignalSource | None,
+    taught_by: Sequence[Identity],
     loader: StepLoader,
     served: ServedScores | None,
 ) -> Curriculum:
@@ -171,6 +174,7 @@ def build_curriculum(
             teacher=teacher,
             steps_per_epoch=loader.steps_per_epoch,
             logs=lambda: [] if served is None else served.paths,
+            taught_by=joint_fingerprint(taught_by),
             pinned=saved.get("snapshot"),
         ),
         steps_per_epoch=loader.steps_per_epoch,

@@ -97,7 +97,7 @@ class Origin:
     measure: str  # of `score`; "file" where the user gave it
     smoothing: float
     manifest: str  # hash of the rows
-    parent: str  # hash of the snapshot whose columns it continues; "" for the first
+    parent: str  # hash of the snapshot whose columns it continues, or of the file or teacher that it is of; else ""
     run: str = ""  # digest of what determined the run that made it
 
 

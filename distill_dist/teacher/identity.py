@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,11 @@ class Identity:
             "logits": _rounded(self.probe.logits),
             "saliency": _rounded(self.probe.saliency),
         }
+
+
+def joint_fingerprint(teachers: Sequence[Identity]) -> str:
+    """Of all ``teachers``, in their order: sha256."""
+    return hashlib.sha256("".join(each.fingerprint for each in teachers).encode()).hexdigest()
 
 
 def read_identity(saved: dict[str, Any]) -> Identity:

@@ -192,6 +192,7 @@ class Run:
                 teacher=Network(1),
                 steps_per_epoch=per_epoch,
                 logs=lambda: [] if served is None else served.paths,
+                taught_by="",
                 pinned=progress["curriculum"].get("snapshot"),
             ),
             steps_per_epoch=per_epoch,

@@ -25,7 +25,14 @@ ROWS, STEPS = int(SIZES.sum()), 50
 LOGITS = np.random.default_rng(0).normal(size=(ROWS, 3))
 
 
-def scores_of(config: RunConfig, root: Path, group: Any, pinned: dict[str, Any] | None = None) -> ScoresOfRun:
+def scores_of(
+    config: RunConfig,
+    root: Path,
+    group: Any,
+    pinned: dict[str, Any] | None = None,
+    taught_by: str = "a",
+    teacher: Any = None,
+) -> ScoresOfRun:
     edges = np.concatenate([[0], np.cumsum(SIZES)])
 
     def logits(source: np.ndarray, block: int, batches: object) -> np.ndarray:
@@ -41,7 +48,8 @@ def scores_of(config: RunConfig, root: Path, group: Any, pinned: dict[str, Any] 
     )  # fmt: skip
     student: Any = LOGITS
     return ScoresOfRun(
-        config=config, maker=maker, student=student, teacher=None, steps_per_epoch=STEPS, logs=list, pinned=pinned
+        config=config, maker=maker, student=student, teacher=teacher, steps_per_epoch=STEPS, logs=list,
+        taught_by=taught_by, pinned=pinned,
     )  # fmt: skip
 
 
@@ -52,6 +60,31 @@ def open_epoch(config: RunConfig, root: Path, epoch: int, pinned: dict[str, Any]
 
 def pin(snapshot: Snapshot) -> dict[str, Any]:
     return {"number": snapshot.record.number, "hash": snapshot.hash}
+
+
+# ------------------------------------------------------------------ curriculum.source: teacher
+
+
+def of_teacher(root: Path, taught_by: str, logits: np.ndarray, pinned: dict[str, Any] | None = None) -> Any:
+    config = good_with({"curriculum.order": "easy_to_hard", "curriculum.source": "teacher"})
+    first, second = on_each(
+        2, lambda group: scores_of(config, root, group, pinned, taught_by, logits).of_epoch(0, 0)
+    )
+    assert first.hash == second.hash
+    return first
+
+
+def test_scores_of_a_teacher_that_was_replaced_before_the_first_checkpoint_are_made_again(
+    tmp_path: Path,
+) -> None:
+    before = of_teacher(tmp_path, "a", LOGITS)
+    made = (tmp_path / before.name).stat().st_ino
+    assert of_teacher(tmp_path, "a", -LOGITS).hash == before.hash
+    assert (tmp_path / before.name).stat().st_ino == made
+    again = of_teacher(tmp_path, "b", -LOGITS)
+    assert again.hash != before.hash
+    # a checkpoint says itself who taught
+    assert of_teacher(tmp_path, "c", LOGITS, pin(again)).hash == again.hash
 
 
 # ------------------------------------------------------------------ curriculum.file
