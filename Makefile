@@ -70,7 +70,7 @@ crash: $(INSTALLED_TEST)
 FAULTS ?= 50
 faults: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_FAULTS=$(FAULTS) $(BIN)/python -m pytest -s -p no:cacheprovider \
-		tests/e2e/test_teacher_faults.py
+		tests/e2e/test_teacher_faults.py tests/e2e/test_sharded_replicas.py
 
 # Slurm is installed by apt where it is missing; its daemons end with the tests
 cluster: $(INSTALLED_TEST)

@@ -9,8 +9,8 @@ from typing import Any
 
 from distill_dist.teacher.sanity import Probe, drift
 
-# Of a number of the probe: as many as an fp32 has.
-DIGITS = 8
+# Of a number of the probe: so many tell an fp32 from its neighbours.
+DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Identity:
     probe: Probe
 
     def to_json(self) -> dict[str, Any]:
-        """The inverse of :func:`read_identity`, but for the last digits."""
+        """The inverse of :func:`read_identity`."""
         return {
             "fingerprint": self.fingerprint,
             "logits": _rounded(self.probe.logits),
