@@ -1,4 +1,16 @@
-"""What an epoch's counters say of the teachers: scalars, and what would make the run faster."""
+"""What the teachers' counters say of a while: scalars, and what would make the run faster.
+
+| students wait | teachers compute | advice |
+|---|---|---|
+| above 10 % | above 80 % of the time | more teachers |
+| above 10 % | 50 to 80 % | more teachers, or asking further ahead |
+| above 10 % | below 50 % | asking further ahead |
+| 2 to 10 % | | balanced: waiting costs little |
+| below 2 % | above 10 % | balanced: students do not wait |
+| below 2 % | below 10 % | more students, or fewer teachers |
+
+So no two advices that contradict each other meet at a limit. One epoch is one sample of a machine that others may use.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +22,11 @@ Counters = Mapping[str, Mapping[str, int]]
 
 # The name of what teaches inside the student's process, among hosts.
 IN_PROCESS = "in_process"
-# Shares of an epoch's time between which nothing is worth a change.
-LITTLE, MUCH = 0.02, 0.8
+# Shares of the students' time: above the first they lose by waiting, below the second they do not wait at all.
+WAITING, NO_WAIT = 0.1, 0.02
+# Shares of the teachers' time: above the first they are full, below the second a wait is not for want of them, and
+# below the third they have nothing to do.
+FULL, HALF, IDLE = 0.8, 0.5, 0.1
 _SUMMED = (
     "memory_hits", "disk_hits", "misses", "busy_ms", "restarting_ms", "real_tokens", "padded_tokens", "restarts",
     "out_of_memory", "damaged", "answered_bytes",
@@ -49,12 +64,11 @@ class Served:
 
 @dataclass(frozen=True)
 class ServiceReport:
-    """Of one epoch."""
+    """Of one interval, or one epoch."""
 
     hosts: dict[str, Served]
     all: Served
     elapsed_s: float
-    wait_share: float  # of the students' time, 0 to 1
 
     @property
     def busy_share(self) -> float:
@@ -68,21 +82,27 @@ class ServiceReport:
             found |= {f"{host}/{name}": value for name, value in served.scalars().items()}
         return {**found, "teacher/busy_share": self.busy_share}
 
-    def advice(self) -> str:
-        """What would help; one clause."""
-        if self.wait_share > LITTLE:
-            if IN_PROCESS in self.hosts:
+    def advice(self, wait_share: float) -> str:
+        """What would help where students wait for so much of their time, 0 to 1; one clause. The table above."""
+        here = any(name.startswith(IN_PROCESS) for name in self.hosts)
+        if wait_share > WAITING:
+            if here:
                 return "teacher processes would compute while the students do (cluster.teachers)"
             if self.all.restarts:
                 return "a worker was started again meanwhile"
-            if self.busy_share > MUCH:
+            if self.busy_share > FULL:
                 return "more teachers would help (cluster.teachers)"
-            return "asking further ahead would help (teacher.prefetch)"
-        if self.busy_share < LITTLE:
-            return "the teachers have nothing to do: more students would help, or fewer teachers"
-        return "students do not wait"
+            if self.busy_share < HALF:
+                return "asking further ahead would help (teacher.prefetch)"
+            return "more teachers (cluster.teachers) or asking further ahead (teacher.prefetch) would help"
+        if wait_share >= NO_WAIT:
+            return "balanced, waiting costs little"
+        if self.busy_share < IDLE and not here:
+            return "the teachers have little to do: more students would help, or fewer teachers"
+        return "balanced, students do not wait"
 
-    def __str__(self) -> str:
+    def line(self, wait_share: float) -> str:
+        """For the log; ``wait_share`` of the students' time, 0 to 1."""
         happened = ", ".join(
             f"{count} {words}"
             for count, words in (
@@ -94,13 +114,11 @@ class ServiceReport:
         )
         return (
             f"{self.all.rows} rows, {self.all.hits / self.all.rows:.0%} cached; teachers busy {self.busy_share:.0%} of "
-            f"the time, students wait {self.wait_share:.1%}{happened and '; '}{happened}: {self.advice()}"
+            f"the time, students wait {wait_share:.1%}{happened and '; '}{happened}: {self.advice(wait_share)}"
         )
 
 
-def service_report(
-    before: Counters, now: Counters, *, elapsed_s: float, wait_share: float
-) -> ServiceReport | None:
+def service_report(before: Counters, now: Counters, *, elapsed_s: float) -> ServiceReport | None:
     """What happened between the two; None where nothing was asked."""
     since = {host: _since(before.get(host, {}), counts) for host, counts in now.items()}
     hosts = {
@@ -110,7 +128,7 @@ def service_report(
     everything = _served(total, max((served.waiting_tokens for served in hosts.values()), default=0))
     if not everything.rows or elapsed_s <= 0:
         return None
-    return ServiceReport(hosts, everything, elapsed_s, wait_share)
+    return ServiceReport(hosts, everything, elapsed_s)
 
 
 def _served(counts: Mapping[str, int], waiting_tokens: int) -> Served:

@@ -125,6 +125,8 @@ def test_means_over_two_students_and_several_micro_batches(tmp_path: Path, clock
             "throughput/tokens_per_s": 15.0,
             "throughput/real_token_share": 0.75,
             "throughput/teacher_wait_share": 0.5,  # (1 + 3) s of 2 students in 4 s
+            "teacher_wait_share/student_0": 0.75,
+            "teacher_wait_share/student_1": 0.25,
         }
     )
     assert first.totals.sequences == 8
