@@ -1,16 +1,4 @@
-"""What the teachers' counters say of a while: scalars, and what would make the run faster.
-
-| students wait | teachers compute | advice |
-|---|---|---|
-| above 10 % | above 80 % of the time | more teachers |
-| above 10 % | 50 to 80 % | more teachers, or asking further ahead |
-| above 10 % | below 50 % | asking further ahead |
-| 2 to 10 % | | balanced: waiting costs little |
-| below 2 % | above 10 % | balanced: students do not wait |
-| below 2 % | below 10 % | more students, or fewer teachers |
-
-So no two advices that contradict each other meet at a limit. One epoch is one sample of a machine that others may use.
-"""
+"""What the teachers' counters say of a while: scalars, and what would make the run faster (docs/SUMMARY.md)."""
 
 from __future__ import annotations
 
@@ -83,7 +71,10 @@ class ServiceReport:
         return {**found, "teacher/busy_share": self.busy_share}
 
     def advice(self, wait_share: float) -> str:
-        """What would help where students wait for so much of their time, 0 to 1; one clause. The table above."""
+        """What would help where students wait for so much of their time, 0 to 1; one clause (docs/SUMMARY.md).
+
+        Advices that contradict each other have `balanced` between them: one epoch is one sample of a machine.
+        """
         here = any(name.startswith(IN_PROCESS) for name in self.hosts)
         if wait_share > WAITING:
             if here:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def telemetry(
     sum_: Callable[[Tensor], Tensor] = alone,
     start: int = 0,
     measures: tuple[str, ...] = (),
+    progress: bool = False,
 ) -> Telemetry:
     return Telemetry(
         folder,
@@ -57,7 +59,7 @@ def telemetry(
         device=torch.device("cpu"),
         total_steps=10,
         start_step=start,
-        progress=False,
+        progress=progress,
         measures=measures,
     )
 
@@ -93,6 +95,26 @@ def test_numbers_are_logged_for_the_file(
     (record,) = caplog.records
     assert record.levelname == "DEBUG"  # the console shows the bar instead
     assert record.getMessage().startswith("step 7: loss/cross_entropy 1, ")
+
+
+def test_without_a_terminal_the_bar_is_a_line_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = telemetry(tmp_path, progress=True)
+    sys.stderr.write("[rank 0] a message\n")
+    for _ in range(10):
+        target.step_done(sequences=4, tokens=5)
+    sys.stderr.write("[rank 0] another\n")
+    target.close()
+    *lines, end = capsys.readouterr().err.split("\n")
+    assert end == ""
+    assert [line.split(":")[0] for line in lines] == [
+        "train",
+        "[rank 0] a message",
+        "[rank 0] another",
+        "train",
+    ]
+    assert "100%" in lines[-1]
 
 
 def test_means_over_two_students_and_several_micro_batches(tmp_path: Path, clock: Clock) -> None:
