@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import tempfile
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from config.trees import good_with
 
+from distill_dist.assemble import loading
 from distill_dist.assemble.signal_cache_of_run import check_cache_dir
+from distill_dist.assemble.teacher_rank import serve_teacher
+from distill_dist.config.schema import RunConfig
 from distill_dist.config.schema_teacher import TeacherConfig
 from distill_dist.errors import UserError
 
@@ -50,3 +56,27 @@ def test_a_full_disk_is_read_and_warned_of_later(tmp_path: Path, monkeypatch: py
     refuse(errno.EROFS)
     with pytest.raises(UserError, match="cannot be written"):
         check(tmp_path)
+
+
+def test_who_writes_to_it_looks_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher rank before it starts its host; a student where it is its own teacher, and not where others are."""
+    (tmp_path / "file").write_text("")
+    config, unused = good_with({"teacher.cache_dir": str(tmp_path / "file")}), cast(Any, None)
+
+    def place(teachers: tuple[int, ...]) -> Any:
+        roles = SimpleNamespace(leaders=(1,), teachers=teachers)
+        return SimpleNamespace(rank=1, roles=roles, loading=lambda timeout_s: contextlib.nullcontext())
+
+    with pytest.raises(UserError, match="is no folder"):
+        serve_teacher(config, place((1,)), unused, unused)
+
+    def went_on(config: RunConfig) -> None:
+        raise AssertionError("the student went on")
+
+    for name in ("load_manifest", "check_prepared"):
+        monkeypatch.setattr(loading, name, lambda *_: None)
+    monkeypatch.setattr(loading, "teacher_shapes", went_on)
+    with pytest.raises(UserError, match="is no folder"):
+        loading.load(config, place(()), unused)
+    with pytest.raises(AssertionError, match="the student went on"):
+        loading.load(config, place((1,)), unused)
