@@ -230,8 +230,9 @@ class Telemetry:
                 "to align: the model's output does not depend on them (or bf16 underflowed; try train.precision=fp32)"
             )
         if not all(map(math.isfinite, means.values())):
+            told = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
             raise UserError(
-                f"the loss is not finite before step {step} ({means}); lower train.learning_rate, or set "
+                f"the loss is not finite before step {step} ({told}); lower train.learning_rate, or set "
                 "train.clip_norm. The last checkpoint is from before"
             )
         if gradient_norm is not None and not math.isfinite(gradient_norm):

@@ -9,7 +9,7 @@ from typing import Any
 from tiny import REPOSITORY
 
 _PLACES = {
-    "SPLIT": r"dev\w*", "TERM": "[a-z_]+", "HOST": r"(teacher\d+|in_process)", "CLASS": ".+",
+    "SPLIT": r"dev\w*", "TERM": "[a-z_]+", "HOST": r"(teacher\d+|in_process(-\d+)?)", "CLASS": ".+",
     "_M": r"_\d+", "_NN": r"_\d\d", "_N": r"_\d+", r"\[M\]": r"\[\d+\]", r"\*": ".+",
 }  # fmt: skip
 

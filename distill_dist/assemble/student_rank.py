@@ -27,6 +27,7 @@ from distill_dist.assemble.training_rows import (
     plain_loader,
     served_scores,
 )
+from distill_dist.assemble.wire_report import Costs
 from distill_dist.comm.environment import prepare_environment
 from distill_dist.comm.rendezvous import announce_over, peers
 from distill_dist.comm.students import StudentGroup
@@ -299,10 +300,15 @@ def _outcome(
         no_saliency=loaded.no_saliency,
         pool=report_of(config, teacher, telemetry),
         watch=watch,
-        wire=()
-        if teacher is None
-        else teacher.wire(loaded.objective.signal_spec or LOGITS, float(loaded.train.teacher_lengths.mean())),
+        wire=_wire(loaded, teacher),
     )
+
+
+def _wire(loaded: Loaded, teacher: Teacher | None) -> tuple[Costs, ...]:
+    """Of the training rows; where only loyalty is asked for, of their logits."""
+    if teacher is None:
+        return ()
+    return teacher.wire(loaded.objective.signal_spec or LOGITS, float(loaded.train.teacher_lengths.mean()))
 
 
 def _trace(config: RunConfig, folder: RunFolder, group: StudentGroup, start: int) -> tuple[Trace, ...]:
