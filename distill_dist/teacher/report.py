@@ -38,11 +38,11 @@ class Served:
 
     def scalars(self) -> dict[str, float]:
         """For TensorBoard; shares are 0 to 1."""
-        found = {
-            "hit_share": self.hits / self.rows if self.rows else 0.0,
-            "tokens_per_s": self.real_tokens / self.busy_s if self.busy_s else 0.0,
-            "bytes_per_row": self.bytes / self.rows if self.rows else 0.0,
-        }
+        found: dict[str, float] = {}
+        if self.rows:
+            found |= {"hit_share": self.hits / self.rows, "bytes_per_row": self.bytes / self.rows}
+        if self.busy_s:
+            found["tokens_per_s"] = self.real_tokens / self.busy_s
         if self.padded_tokens:
             found["fill_share"] = self.real_tokens / self.padded_tokens
         for name in ("restarts", "out_of_memory", "damaged", "waiting_tokens"):
@@ -103,21 +103,22 @@ class ServiceReport:
             )
             if count
         )
+        cached = self.all.hits / self.all.rows if self.all.rows else 0.0
         return (
-            f"{self.all.rows} rows, {self.all.hits / self.all.rows:.0%} cached; teachers busy {self.busy_share:.0%} of "
+            f"{self.all.rows} rows, {cached:.0%} cached; teachers busy {self.busy_share:.0%} of "
             f"the time, students wait {wait_share:.1%}{happened and '; '}{happened}: {self.advice(wait_share)}"
         )
 
 
 def service_report(before: Counters, now: Counters, *, elapsed_s: float) -> ServiceReport | None:
-    """What happened between the two; None where nothing was asked."""
+    """What happened between the two; None where nothing did."""
     since = {host: _since(before.get(host, {}), counts) for host, counts in now.items()}
     hosts = {
         host: _served(counts, now[host].get("waiting_tokens", 0)) for host, counts in sorted(since.items())
     }
     total = {name: sum(counts[name] for counts in since.values()) for name in _SUMMED}
     everything = _served(total, max((served.waiting_tokens for served in hosts.values()), default=0))
-    if not everything.rows or elapsed_s <= 0:
+    if not any(total.values()) or elapsed_s <= 0:
         return None
     return ServiceReport(hosts, everything, elapsed_s)
 

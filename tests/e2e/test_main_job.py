@@ -91,10 +91,10 @@ def test_tensorboard_has_every_promised_scalar(reference: Reference):
     assert [event.step for event in events.Scalars("dev/accuracy")] == [50, 100]
     assert undocumented_tags(tags) == []
     assert undocumented_tags({"teacher/colour", "loss"}) == ["loss", "teacher/colour"]
-    # of every interval, but the last answer may still be under way when the next one begins
+    # of every interval in which something was asked; an answer may still be under way when the next one begins
     asked = [event.step for event in events.Scalars("teacher2/hit_share")]
     assert set(asked) <= set(range(5, 101, 5))
-    assert {50, 100} < set(asked)
+    assert len(asked) > 4, "more than the two epochs' ends, on the slowest machine"
     for tag in tags:
         assert all(math.isfinite(event.value) for event in events.Scalars(tag)), tag
 

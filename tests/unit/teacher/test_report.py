@@ -45,6 +45,24 @@ def test_a_host_that_was_started_again_counts_from_nothing() -> None:
     assert found.hosts["teacher2"].busy_s == 0.5
 
 
+def test_what_happened_while_nothing_was_asked_is_said_without_shares_of_it() -> None:
+    """The last steps of an epoch are asked for ahead of it; a worker may be started again meanwhile."""
+    now = {"teacher2": {**BEFORE["teacher2"], "restarts": 1, "answered_bytes": 700}}
+    found = service_report(BEFORE, now, elapsed_s=1.0)
+    assert found is not None
+    scalars = found.scalars()
+    assert scalars["teacher2/restarts"] == 1
+    assert not {
+        name
+        for name in scalars
+        if name.endswith(("hit_share", "bytes_per_row", "tokens_per_s", "fill_share"))
+    }
+    assert found.line(0.5) == (
+        "0 rows, 0% cached; teachers busy 0% of the time, students wait 50.0%; 1 worker restart(s): a worker was "
+        "started again meanwhile"
+    )
+
+
 def test_nothing_asked_nothing_said() -> None:
     assert service_report({}, {}, elapsed_s=1.0) is None
     assert service_report(BEFORE, BEFORE, elapsed_s=1.0) is None
