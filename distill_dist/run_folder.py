@@ -130,7 +130,9 @@ class RunFolder:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         console = logging.StreamHandler(sys.stderr)
         console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-        console.setFormatter(logging.Formatter(f"[rank {rank}{part and ' '}{part}] %(message)s"))
+        console.setFormatter(
+            logging.Formatter(f"{_fresh_line()}[rank {rank}{part and ' '}{part}] %(message)s")
+        )
         for target in (handler, console):
             target.addFilter(lambda record: record.name.startswith("distill_dist") or record.levelno >= 30)
         logging.raiseExceptions = False  # a full disk: one message of ours, not a traceback per record
@@ -201,6 +203,11 @@ class RunFolder:
             record = {**best, "sha256": sha256_file(temporary / "model.safetensors")}
             write_json(temporary / BEST, record)
         return record
+
+
+def _fresh_line() -> str:
+    """What clears a terminal's line, where a progress bar may stand: this process's or another rank's."""
+    return "\r\x1b[2K" if sys.stderr.isatty() else ""
 
 
 @contextmanager

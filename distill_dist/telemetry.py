@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +32,22 @@ class Totals:
     waited_s: float = 0.0  # summed over students
     elapsed_s: float = 0.0
     measures: dict[str, tuple[float, float]] = field(default_factory=dict)  # tag -> sum, count
+
+
+class _Lines:
+    """Where no terminal moves a cursor back, every state of the bar is a line of its own."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(f"{text.strip()}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def _where_it_is_drawn() -> dict[str, Any]:
+    """tqdm's arguments. A terminal shows one line again and again; a file gets one twice a minute."""
+    return {"mininterval": 1.0} if sys.stderr.isatty() else {"file": _Lines(), "mininterval": 30.0}
 
 
 class Telemetry:
@@ -63,14 +81,14 @@ class Telemetry:
             unit="step",
             disable=rank != 0 or not progress,
             dynamic_ncols=True,
-            mininterval=1.0,
+            **_where_it_is_drawn(),
         )
         # Sums of the terms, sums and counts of the measures, zero rows, real tokens; float64 so that adding many steps
         # loses nothing.
         size = len(terms) + 2 * len(measures) + 2
         self._device_sums = torch.zeros(size, dtype=torch.float64, device=device)
         self._nothing = torch.zeros((), dtype=torch.float64, device=device)
-        self._host_sums = [0.0, 0.0]  # computed tokens, seconds waited
+        self._computed_tokens = 0
         self._sequences = self._tokens = 0
         self._since = time.perf_counter()
         self._waited_before = 0.0
@@ -90,7 +108,7 @@ class Telemetry:
         for tag in self._measures:
             values += [value.double() for value in (measures or {}).get(tag, (self._nothing, self._nothing))]
         self._device_sums += torch.stack([*values, zero_rows.double(), real_tokens.double()])
-        self._host_sums[0] += computed_tokens
+        self._computed_tokens += computed_tokens
 
     def step_done(self, *, sequences: int, tokens: int) -> None:
         """One optimizer step of the whole global batch."""
@@ -116,14 +134,15 @@ class Telemetry:
         if self._sequences == 0:
             return {}
         elapsed = time.perf_counter() - self._since
+        waits = [0.0] * self._students
+        waits[self._rank] = waited_s - self._waited_before
         host = torch.tensor(
-            [self._host_sums[0], waited_s - self._waited_before],
-            dtype=torch.float64,
-            device=self._device_sums.device,
+            [*waits, self._computed_tokens], dtype=torch.float64, device=self._device_sums.device
         )
-        *all_sums, zero_rows, real, computed, waited = self._sum(
-            torch.cat([self._device_sums, host])
-        ).tolist()
+        *all_sums, computed = self._sum(torch.cat([self._device_sums, host])).tolist()
+        waits, all_sums = all_sums[-self._students :], all_sums[: -self._students]
+        *all_sums, zero_rows, real = all_sums
+        waited = sum(waits)
         sums, pairs = all_sums[: len(self._terms)], iter(all_sums[len(self._terms) :])
         measured = dict(zip(self._measures, zip(pairs, pairs, strict=True), strict=True))
         means = {
@@ -139,6 +158,7 @@ class Telemetry:
             "throughput/tokens_per_s": real / elapsed,
             "throughput/real_token_share": real / computed,
             "throughput/teacher_wait_share": waited / (elapsed * self._students),
+            **{f"teacher_wait_share/student_{n}": each / elapsed for n, each in enumerate(waits)},
         }
         if gradient_norm is not None:
             scalars["train/gradient_norm"] = gradient_norm
@@ -152,7 +172,7 @@ class Telemetry:
             before = self.totals.measures.get(tag, (0.0, 0.0))
             self.totals.measures[tag] = (before[0] + total, before[1] + count)
         self._device_sums.zero_()
-        self._host_sums = [0.0, 0.0]
+        self._computed_tokens = 0
         self._sequences = self._tokens = 0
         self.resume_clock(waited_s=waited_s)
         return scalars
@@ -210,8 +230,9 @@ class Telemetry:
                 "to align: the model's output does not depend on them (or bf16 underflowed; try train.precision=fp32)"
             )
         if not all(map(math.isfinite, means.values())):
+            told = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
             raise UserError(
-                f"the loss is not finite before step {step} ({means}); lower train.learning_rate, or set "
+                f"the loss is not finite before step {step} ({told}); lower train.learning_rate, or set "
                 "train.clip_norm. The last checkpoint is from before"
             )
         if gradient_norm is not None and not math.isfinite(gradient_norm):

@@ -46,6 +46,7 @@ class Trainer:
     open_epoch: Callable[[int], Iterator[StepWithSignals]]
     save: Callable[[int], None]
     end_epoch: Callable[[int], None]
+    spoke: Callable[[int], None]  # after every telemetry point
     committed: tuple[Callable[[Step, list[LossTerms]], None], ...]
     seed: int
     steps_per_epoch: int
@@ -117,7 +118,7 @@ class Trainer:
                 terms.zero_rows,
                 real_tokens=(batch.attention_mask_BL * batch.is_real_B[:, None]).sum(),
                 computed_tokens=batch.input_ids_BL.numel(),
-                measures=conflict_sums(signal, batch),
+                measures={**conflict_sums(signal, batch), **terms.of_teachers},
             )
         finished = step.number + 1
         speaks = (
@@ -134,3 +135,4 @@ class Trainer:
         self.telemetry.step_done(sequences=step.counts.sequences, tokens=step.counts.tokens)
         if speaks:
             self.telemetry.speak(finished, learning_rate=rate, gradient_norm=norm, waited_s=self.waited_s())
+            self.spoke(finished)

@@ -7,6 +7,7 @@ torchrun --nproc_per_node 4 launcher/cache_teacher.py --config …        (each 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from typing import Any
 
@@ -20,6 +21,8 @@ def _progress(text: str) -> None:
 
 def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Rows, bytes and seconds."""
+    # a warning stands on a line of its own, not behind the progress
+    logging.basicConfig(level=logging.WARNING, format="\n%(message)s")
     # Only now: a wrong key answers at once, torch takes seconds.
     from distill_dist.assemble.fill_cache import fill_cache
 
@@ -29,4 +32,4 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    launch(main, description=__doc__ or "")
+    launch(main, description=__doc__ or "", need="cache")

@@ -15,7 +15,8 @@ import numpy as np
 from distill_dist.assemble.device import pick_device
 from distill_dist.assemble.models import build_student, check_prepared
 from distill_dist.assemble.objective import build_objective
-from distill_dist.assemble.signal_cache_of_run import signal_cache
+from distill_dist.assemble.saliency_of_run import asks_saliency
+from distill_dist.assemble.signal_cache_of_run import check_cache_dir, signal_cache
 from distill_dist.assemble.teacher_pool import check_pool_fits, joining, teacher_shapes
 from distill_dist.assemble.teacher_worker import build_computer, check_teaches
 from distill_dist.comm.environment import LaunchEnvironment, read_environment
@@ -44,6 +45,7 @@ def fill_cache(config: RunConfig, progress: Callable[[str], None]) -> dict[str, 
     """
     if not config.teacher.cache_dir:
         raise UserError("teacher.cache_dir is empty: name the folder that the signals are to be kept in")
+    check_cache_dir(config.teacher)
     launch = read_environment(os.environ)
     manifest = load_manifest(Path(config.data.prepared))
     check_prepared(config, manifest)
@@ -95,12 +97,13 @@ def _questions(config: RunConfig, manifest: Manifest) -> Iterator[tuple[str, Sig
     student = build_student(config, manifest)
     objective = build_objective(config, student, shapes[0])
     check_pool_fits(config, student, shapes)
-    for split, spec in _asked(config, manifest, objective.signal_spec):
+    saliency = asks_saliency(config, shapes)
+    for split, spec in _asked(config, manifest, objective.signal_spec, saliency=saliency):
         yield split, joining(config).asked(spec) if is_pool(config) else spec
 
 
 def _asked(
-    config: RunConfig, manifest: Manifest, spec: SignalSpec | None
+    config: RunConfig, manifest: Manifest, spec: SignalSpec | None, *, saliency: bool
 ) -> Iterator[tuple[str, SignalSpec]]:
     """What the run asks its teacher; ``spec`` for training."""
     if spec is not None:
@@ -112,7 +115,7 @@ def _asked(
     for split in manifest.splits:
         if split != "train":
             yield split, LOGITS
-    if config.evaluate.saliency:
+    if saliency:
         yield "dev", SALIENCY
 
 

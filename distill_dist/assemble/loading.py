@@ -12,6 +12,8 @@ from distill_dist.assemble.models import build_student, check_prepared
 from distill_dist.assemble.objective import build_objective, build_width_maps
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.resume import check_identity, run_identity
+from distill_dist.assemble.saliency_of_run import why_no_saliency
+from distill_dist.assemble.signal_cache_of_run import check_cache_dir
 from distill_dist.assemble.teacher_pool import LocalModel, build_teachers, check_pool_fits, teacher_shapes
 from distill_dist.config.deepspeed_json import load_deepspeed_json
 from distill_dist.config.methods import reads_scores
@@ -40,6 +42,7 @@ class Loaded:
     local_teachers: tuple[LocalModel, ...]  # of every model; empty where others serve them
     objective: Objective
     maps: WidthMaps | None  # part of the student while it trains
+    no_saliency: str | None  # why saliency loyalty is not defined; None: it is
     identity: dict[str, Any]
     resumed: checkpoint.Checkpoint | None
     best: dict[str, Any] | None  # see best_model.py
@@ -51,9 +54,8 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
     prepared = Path(config.data.prepared)
     manifest = load_manifest(prepared)
     check_prepared(config, manifest)
-    folder_of_signals = Path(config.teacher.cache_dir)
-    if config.teacher.cache_dir and folder_of_signals.exists() and not folder_of_signals.is_dir():
-        raise UserError(f"teacher.cache_dir={folder_of_signals} is no folder: name another, or leave it away")
+    if not place.roles.teachers:
+        check_cache_dir(config.teacher)  # where others teach, they write to it
     shapes = teacher_shapes(config)
     shape = shapes[0] if shapes else None
     local_teachers = () if place.roles.teachers else build_teachers(config, manifest, place.device)
@@ -78,6 +80,7 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
         local_teachers=local_teachers,
         objective=objective,
         maps=maps,
+        no_saliency=why_no_saliency(config, shapes),
         identity=identity,
         resumed=resumed,
         best=None if resumed is None else _best(config, folder, resumed),

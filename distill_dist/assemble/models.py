@@ -36,7 +36,7 @@ from distill_dist.models.build import (
     set_dropout,
     student_from,
 )
-from distill_dist.models.decoder import teacher_parts
+from distill_dist.models.decoder import is_decoder, teacher_parts
 from distill_dist.models.encoder import EncoderParts, encoder_parts, max_positions
 
 
@@ -48,6 +48,7 @@ class TeacherShape:
     hidden_size: int
     embedding_size: int
     pools_cls: bool
+    is_decoder: bool = False
 
 
 def check_prepared(config: RunConfig, manifest: Manifest) -> None:
@@ -166,6 +167,7 @@ def teacher_shape(config: RunConfig) -> TeacherShape:
             hidden_size=found.hidden_size,
             embedding_size=getattr(found, "embedding_size", found.hidden_size),
             pools_cls=getattr(found, "classifier_pooling", "cls") == "cls",
+            is_decoder=is_decoder(found),
         )
     check_decoder(config, found)
     return shape

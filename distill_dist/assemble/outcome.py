@@ -19,6 +19,8 @@ from torch import Tensor
 
 from distill_dist import checkpoint
 from distill_dist.assemble.pool_report import PoolReport
+from distill_dist.assemble.service_watch import ServiceWatch
+from distill_dist.assemble.wire_report import Costs, wire_line, wire_scalars
 from distill_dist.comm.students import StudentGroup
 from distill_dist.config.schema import RunConfig
 from distill_dist.durable import write_json
@@ -30,7 +32,6 @@ from distill_dist.models.width_maps import WIDTH_MAPS
 from distill_dist.run_folder import RunFolder, versions
 from distill_dist.teacher.identity import Identity
 from distill_dist.teacher.local import LocalTeacher, Teacher
-from distill_dist.teacher.report import Counters, service_report
 from distill_dist.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -61,10 +62,11 @@ class Outcome:
     curriculum: Callable[[], dict[str, Any]]  # its state for a checkpoint; a collective
     order: Callable[[], dict[str, Any] | None]  # what the summary says of the curriculum; None without one
     taught_by: tuple[Identity, ...] = ()  # who the teachers are, for a checkpoint
+    no_saliency: str | None = None  # why saliency loyalty is not defined; None: it is
     pool: PoolReport | None = None  # of several teachers
+    watch: ServiceWatch | None = None  # on student 0, where there is a teacher
+    wire: tuple[Costs, ...] = ()  # of each teacher whose rows travel
     _teacher_logits: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    _counted: Counters = field(default_factory=dict)  # of the teachers, when the last epoch ended
-    _spent: tuple[float, float] = (0.0, 0.0)  # seconds: elapsed, waited by all students
 
     def save(self, step: int) -> None:
         """Checkpoint after ``step`` finished steps, unless it is there. Raises Interrupted on a full disk."""
@@ -95,26 +97,23 @@ class Outcome:
             return
         for name in self.scorers:
             self._teacher_on(name)
-        if self.group.rank == 0:
-            self._counted = self.teacher.counters()
-            self._say_wire(self.teacher.describe().get("wire_report", {}))
+        if self.watch is not None:
+            self.watch.begin(self.saved_step)
+            self._say_wire()
 
-    def _say_wire(self, costs: dict[str, float]) -> None:
-        """What a row costs on the way, and how much of its direction the wire's types lose (`teacher.wire`)."""
-        if not costs:
-            return
-        self.telemetry.write(self.saved_step, {f"wire/{name}": value for name, value in costs.items()})
-        lost = {name: f"{value:.1e}" for name, value in costs.items() if name != "bytes_per_row"}
-        _log.info(
-            "wire: %.0f bytes a row with everything in it; mean of 1 − cosine: %s",
-            costs["bytes_per_row"],
-            lost,
-        )
+    def _say_wire(self) -> None:
+        if self.wire:
+            self.telemetry.write(self.saved_step, wire_scalars(self.wire))
+            _log.info("wire: %s", wire_line(self.wire))
+        elif self.config.teacher.cache_dir:
+            _log.info(
+                "wire: nothing travels, the teacher is in this process; rows are kept as teacher.wire says"
+            )
 
     def end_epoch(self, step: int) -> None:
         """Score every split; export the model where dev is the best so far."""
-        if self.teacher is not None and self.group.rank == 0:
-            self._report_teachers(self.teacher, step)
+        if self.watch is not None:
+            self.watch.end_epoch(step)
         if self.pool is not None:
             self.pool.end_epoch(step)
         found = {name: self._score(name) for name in self.scorers}
@@ -122,24 +121,14 @@ class Outcome:
             step, {f"{name}/{key}": value for name, scores in found.items() for key, value in scores.items()}
         )
         value = found["dev"][self._criterion("dev")]
-        _log.info("step %d: dev %s", step, {key: round(score, 4) for key, score in found["dev"].items()})
+        told = ", ".join(f"{key} {score:.4f}" for key, score in found["dev"].items())
+        _log.info("step %d: dev %s", step, told)
         if self.best is None or value > self.best["value"]:
             best = {"step": step, "value": value}
             export = functools.partial(
                 self.folder.export, self.engine.module, self._own_weights(), self.tokenizer, best=best
             )
             self.best = self._write(export, self.folder.model) or best
-
-    def _report_teachers(self, teacher: Teacher, step: int) -> None:
-        totals, counted = self.telemetry.totals, teacher.counters()
-        elapsed, waited = totals.elapsed_s - self._spent[0], totals.waited_s - self._spent[1]
-        share = waited / (elapsed * self.group.size) if elapsed > 0 else 0.0
-        report = service_report(self._counted, counted, elapsed_s=elapsed, wait_share=share)
-        # one that does not answer now is still known when it comes back
-        self._counted, self._spent = {**self._counted, **counted}, (totals.elapsed_s, totals.waited_s)
-        if report is not None:
-            self.telemetry.write(step, report.scalars())
-            _log.info("teachers: %s", report)
 
     def summary(self, steps: int) -> dict[str, Any]:
         """The result of the run, measured on the best epoch's model; written to summary.json."""
@@ -149,11 +138,8 @@ class Outcome:
         scores = {name: self._score(name) for name in self.scorers}
         dev = scores["dev"]
         loyal: dict[str, float | None] = {key: dev[key] for key in ("ll", "pl") if key in dev}
-        if self.teacher is not None and self.config.evaluate.saliency:
-            with evaluating(self.engine.module):
-                value = self.scorers["dev"].saliency_loyalty(self.student, self.teacher)
-            # no row had an order of its tokens: JSON has no NaN
-            loyal["sl_spearman_norm"] = None if math.isnan(value) else value
+        if self.teacher is not None and self.config.evaluate.saliency is not False:
+            loyal["sl_spearman_norm"] = self._saliency_loyalty(self.teacher)
         found = {
             "task": self.config.data.task if self.config.data.source != "synthetic_nli" else "synthetic_nli",
             "method": self.config.method,
@@ -177,6 +163,15 @@ class Outcome:
         }
         self._write(functools.partial(write_json, self.folder.summary, found), self.folder.summary)
         return found
+
+    def _saliency_loyalty(self, teacher: Teacher) -> float | None:
+        """None, which JSON has in place of NaN, where it is not defined or no row had an order of its tokens."""
+        if self.no_saliency is not None:
+            _log.info("saliency loyalty is not measured: %s", self.no_saliency)
+            return None
+        with evaluating(self.engine.module):
+            value = self.scorers["dev"].saliency_loyalty(self.student, teacher)
+        return None if math.isnan(value) else value
 
     def _own_weights(self) -> dict[str, Tensor]:
         """The student's own weights, without the maps to its teacher's width."""
@@ -223,8 +218,11 @@ class Outcome:
         if self.teacher is None:
             return None
         scores = self.scorers["dev"].metrics(self._teacher_on("dev"))
-        members = {} if self.pool is None else self.pool.members(self.scorers["dev"])
-        return {**self.teacher.describe(), **scores, **members}
+        if self.pool is not None:
+            more = self.pool.members(self.scorers["dev"], self.wire)
+        else:
+            more = {"wire_report": self.wire[0]} if self.wire else {}
+        return {**self.teacher.describe(), **scores, **more}
 
     def _before(self, key: str) -> Any:
         """What the summary said of a finished run that is started again; None where there is none."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from distill_dist.assemble.wire_report import Costs
 from distill_dist.config.schema_teacher import PooledTeacher
 from distill_dist.evaluation.split import SplitScorer
 from distill_dist.objectives.conflict import COSINE, DISAGREEMENT
+from distill_dist.objectives.objective import teacher_tag
 from distill_dist.teacher.pool import TeacherPool
 from distill_dist.telemetry import Telemetry
 
@@ -30,7 +32,7 @@ class PoolReport:
     _before: dict[str, tuple[float, float]] = field(default_factory=dict)  # when the last epoch ended
 
     def end_epoch(self, step: int) -> None:
-        """One line to the log."""
+        """One line to the log, and one of every teacher's own loss where terms are separate."""
         now = self.telemetry.totals.measures
         found = means_since(self._before, now)
         self._before = dict(now)
@@ -43,15 +45,19 @@ class PoolReport:
                 100 * share,
                 cosine,
             )
+            own = [found.get(teacher_tag("distillation", n)) for n in range(len(self.teachers))]
+            told = [f"{value:.4g} from teachers[{n}]" for n, value in enumerate(own) if value is not None]
+            if told:
+                _log.info("step %d: distillation: %s", step, ", ".join(told))
 
     def conflict(self) -> dict[str, float] | None:
         """`label_disagreement`, and `gradient_cosine` where gradients were asked for; None where no row was trained."""
         found = means_since({}, self.telemetry.totals.measures)
-        return {tag.split("/")[1]: value for tag, value in found.items()} or None
+        return {tag.split("/")[1]: found[tag] for tag in (DISAGREEMENT, COSINE) if tag in found} or None
 
-    def members(self, scorer: SplitScorer) -> dict[str, Any]:
-        """`combine`, `label_disagreement` of the scorer's rows, and under `models` each one's own figures; a
-        collective.
+    def members(self, scorer: SplitScorer, wire: Sequence[Costs] = ()) -> dict[str, Any]:
+        """`combine`, `label_disagreement` of the scorer's rows, and under `models` each one's own figures, with what
+        its rows cost on the ``wire``; a collective.
         """
         logits = [scorer.logits_NC(member) for member in self.pool.members]
         labels_MN = np.stack([each.argmax(axis=1) for each in logits])
@@ -59,6 +65,8 @@ class PoolReport:
             {"path": about.path, "weight": about.weight, **member.describe(), **scorer.metrics(logits_NC)}
             for about, member, logits_NC in zip(self.teachers, self.pool.members, logits, strict=True)
         ]
+        for model, costs in zip(models, wire, strict=False):  # nothing travels where all are in this process
+            model["wire_report"] = costs
         disagreement = float((labels_MN != labels_MN[0]).any(axis=0).mean())
         return {"combine": self.combine, "label_disagreement": disagreement, "models": models}
 

@@ -13,12 +13,13 @@ import transformers
 from distill_dist.assemble.alignment import copied_for_probe, describe_alignment, run_probe
 from distill_dist.assemble.curriculum import Curriculum
 from distill_dist.assemble.loading import Loaded, load
-from distill_dist.assemble.meet_teacher import Met, meet_teacher
+from distill_dist.assemble.meet_teacher import RELEASE_S, Met, meet_teacher
 from distill_dist.assemble.outcome import Outcome
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.route import ChosenRoute, choose_route
 from distill_dist.assemble.same_teachers import same_teachers
 from distill_dist.assemble.served_scores import ServedScores
+from distill_dist.assemble.service_watch import ServiceWatch
 from distill_dist.assemble.teacher_pool import report_of
 from distill_dist.assemble.training_rows import (
     build_curriculum,
@@ -27,6 +28,7 @@ from distill_dist.assemble.training_rows import (
     plain_loader,
     served_scores,
 )
+from distill_dist.assemble.wire_report import Costs
 from distill_dist.comm.environment import prepare_environment
 from distill_dist.comm.rendezvous import peers
 from distill_dist.comm.students import StudentGroup
@@ -37,7 +39,7 @@ from distill_dist.config.schema import RunConfig
 from distill_dist.data.loader import StepLoader
 from distill_dist.engine import Engine
 from distill_dist.errors import UserError
-from distill_dist.evaluation.split import SplitScorer
+from distill_dist.evaluation.split import LOGITS, SplitScorer
 from distill_dist.models.build import compile_layers
 from distill_dist.models.encoder import encoder_parts
 from distill_dist.objectives.conflict import conflict_tags
@@ -128,9 +130,10 @@ def _train(
         loaded.train.num_rows, place.device,
     )  # fmt: skip
     telemetry = _telemetry(config, place, folder, loaded, group, start=start, last_step=last_step)
+    watch = ServiceWatch(teacher, telemetry, group.size) if teacher is not None and group.rank == 0 else None
     outcome = _outcome(
         config, place, folder, loaded, group, teacher, taught_by, engine, itself, telemetry, alignment, curriculum,
-        served,
+        served, watch,
     )  # fmt: skip
     epochs = build_epochs(config, loaded, plain, curriculum, teacher, telemetry, last_step=last_step)
     trainer = Trainer(
@@ -147,6 +150,7 @@ def _train(
         open_epoch=epochs.open,
         save=outcome.save,
         end_epoch=outcome.end_epoch,
+        spoke=(lambda step: None) if watch is None else watch.ask,
         committed=(*_trace(config, folder, group, start), *((served,) if served else ())),
         seed=config.seed,
         steps_per_epoch=curriculum.steps_per_epoch,
@@ -161,6 +165,8 @@ def _train(
             curriculum.finish(last_step)
         return outcome.summary(last_step)
     finally:
+        if watch is not None:
+            watch.close(RELEASE_S)
         telemetry.close()
         epochs.close()
         if served is not None:
@@ -187,7 +193,9 @@ def _telemetry(
         total_steps=last_step,
         start_step=start,
         progress=True,
-        measures=conflict_tags(loaded.objective.signal_spec) if is_pool(config) else (),
+        measures=(*conflict_tags(loaded.objective.signal_spec), *loaded.objective.teacher_tags)
+        if is_pool(config)
+        else (),
     )
 
 
@@ -263,6 +271,7 @@ def _outcome(
     alignment: dict[str, Any] | None,
     curriculum: Curriculum,
     served: ServedScores | None,
+    watch: ServiceWatch | None,
 ) -> Outcome:
     def curriculum_state() -> dict[str, Any]:
         return {"snapshot": curriculum.state_dict(), **({"served": served.sync()} if served else {})}
@@ -284,8 +293,18 @@ def _outcome(
         saved_step=0 if loaded.resumed is None else int(loaded.resumed.progress["step"]),
         curriculum=curriculum_state,
         order=curriculum.describe,
+        no_saliency=loaded.no_saliency,
         pool=report_of(config, teacher, telemetry),
+        watch=watch,
+        wire=_wire(loaded, teacher),
     )
+
+
+def _wire(loaded: Loaded, teacher: Teacher | None) -> tuple[Costs, ...]:
+    """Of the training rows; where only loyalty is asked for, of their logits."""
+    if teacher is None:
+        return ()
+    return teacher.wire(loaded.objective.signal_spec or LOGITS, float(loaded.train.teacher_lengths.mean()))
 
 
 def _trace(config: RunConfig, folder: RunFolder, group: StudentGroup, start: int) -> tuple[Trace, ...]:

@@ -10,6 +10,7 @@ import torch
 from distill_dist.assemble.models import TeacherShape, build_teacher, teacher_shape
 from distill_dist.assemble.objective import build_objective
 from distill_dist.assemble.pool_report import PoolReport
+from distill_dist.assemble.saliency_of_run import why_no_saliency
 from distill_dist.assemble.teacher_worker import check_teaches, computer_of
 from distill_dist.config.pool import as_only_teacher, is_pool, naming_the_model, teachers_of
 from distill_dist.config.schema import RunConfig
@@ -58,12 +59,9 @@ def check_pool_fits(config: RunConfig, student: EncoderParts, shapes: Sequence[T
     """Raises UserError where ``student`` cannot be compared with every teacher, or they cannot be joined."""
     if not is_pool(config):
         return
-    widths = [shape.embedding_size for shape in shapes]
-    if config.evaluate.saliency and len(set(widths)) > 1:
-        raise UserError(
-            f"evaluate.saliency: the embeddings of the teachers are {widths} wide, and gradients of different widths "
-            "cannot be joined: set evaluate.saliency=false"
-        )
+    reason = why_no_saliency(config, shapes)
+    if config.evaluate.saliency and reason is not None:
+        raise UserError(f"evaluate.saliency=true, but {reason}: leave it away")
     first = build_objective(config, student, shapes[0])
     matches = bool(first.weights.keys() & {"patience", "gradient_cls"})
     for number, shape in enumerate(shapes):

@@ -21,6 +21,7 @@ from typing import IO, Any
 import torch
 
 from distill_dist.assemble.place import Place
+from distill_dist.assemble.signal_cache_of_run import check_cache_dir
 from distill_dist.assemble.teacher_host import HostJob
 from distill_dist.children import start_child
 from distill_dist.comm.attempts import Attempts, StoreGone
@@ -96,6 +97,7 @@ def serve_teacher(config: RunConfig, place: Place, stop: StopSignal, folder: Run
     """Keep a host until the students let it go. Raises UserError, and Interrupted when it leaves before that."""
     number = model_served_by(place.roles.leaders.index(place.rank), len(config.teachers))
     with place.loading(timeout_s=config.cluster.collective_s), naming_the_model(config, number):
+        check_cache_dir(config.teacher)
         start = _starter(as_only_teacher(config, number), place, folder)
         host = start(False)
         _await_ready(host, config.cluster.collective_s)
@@ -271,7 +273,9 @@ def _end(host: _Host, place: Place, left: dict[str, Any]) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         host.process.wait(OVER_GRACE_S)
     host.kill()
-    _log.info("taught: %s", left)
+    counts = {name: count for name, count in left.items() if count and not isinstance(count, bool)}
+    told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items())
+    _log.info("taught: %s", told or "nothing was asked")
     if not left["done"]:
         when = "when its students stopped early" if left["dismissed"] else "before its students did"
         raise Interrupted(f"teacher {place.rank} left after {left['answered']} answers, {when}")

@@ -53,8 +53,7 @@ def check_decoder(config: RunConfig, model_config: Any) -> None:
         raise UserError(
             f"teacher.path={config.teacher.path!r} is a decoder ({model_config.model_type}), which teaches by its "
             f"logits alone: it has no [CLS], and its tokens see only those before them. The run asks for more "
-            f"({what}): take method kd without weight.attribution and weight.noise, evaluate.saliency=false; or an "
-            "encoder"
+            f"({what}): take method kd without weight.attribution, weight.noise and evaluate.saliency; or an encoder"
         )
 
 

@@ -26,7 +26,7 @@ from distill_dist.config.schema import RunConfig
 from distill_dist.config.split_names import split_name_problem
 from distill_dist.errors import UserError
 
-Need = Literal["prepare", "train", "evaluate"]
+Need = Literal["prepare", "train", "cache", "evaluate"]
 """Which launcher asks: rules on parts that it does not read are left out."""
 
 
@@ -144,14 +144,16 @@ RANGES: dict[str, Range] = {
 def check_config(config: RunConfig, *, need: Need = "train") -> list[str]:
     """One line per problem of a tree whose method-dependent fields are filled in; empty when all is well.
 
-    With ``need="train"`` the file `deepspeed_config` is read too.
+    With ``need="train"`` the file `deepspeed_config` is read too, and `run_dir` is required.
     """
     rules: list[Callable[[RunConfig], Iterator[str]]] = [_ranges, _prepared]
     if need != "evaluate":  # which reads only what was prepared
         rules += [_data, check_teacher_tokens]
-    if need == "train":
-        rules += [_student_source, _student_layers, _method, _matched_layers, check_alignment, _batch, _run]
+    if need in ("train", "cache"):
+        rules += [_student_source, _student_layers, _method, _matched_layers, check_alignment, _batch]
         rules += [check_curriculum, check_teacher, check_pool, check_other_tokens]
+    if need == "train":
+        rules.append(_run)
     # Other rules look at the files that the texts name.
     return list(_texts(config)) or [problem for rule in rules for problem in rule(config)]
 

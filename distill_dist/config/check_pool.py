@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 
 from distill_dist.config.fields import describe_problem
@@ -19,6 +20,7 @@ def check_pool(config: RunConfig) -> Iterator[str]:
         if not (entry.weight > 0 and math.isfinite(entry.weight)):
             text = "must be above 0; leave the entry away to do without it"
             yield f"teachers[{number}].weight = {entry.weight}: {text}"
+    yield from _named_twice(config)
     weights = [entry.weight for entry in config.teachers]
     if weights and all(w > 0 for w in weights) and not min(weights) / sum(weights) > 0:
         yield f"teachers: the weights {weights} differ too much, or are too large, to be shares of one sum"
@@ -34,3 +36,16 @@ def check_pool(config: RunConfig) -> Iterator[str]:
         if shards == 1:
             text += ", or 0 for all in the student's own"
         yield describe_problem(config, "cluster.teachers", text)
+
+
+def _named_twice(config: RunConfig) -> Iterator[str]:
+    """One model twice is that model with the sum of both weights, at twice the cost. Links are followed."""
+    first: dict[str, int] = {}
+    for number, entry in enumerate(config.teachers):
+        place = os.path.realpath(entry.path) if os.path.isdir(entry.path) else entry.path
+        if place and (before := first.setdefault(place, number)) != number:
+            total = config.teachers[before].weight + entry.weight
+            yield (
+                f"teachers[{number}].path = {entry.path!r}: is the model of teachers[{before}]: name it once, with "
+                f"weight {total:g}"
+            )

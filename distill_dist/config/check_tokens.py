@@ -41,5 +41,5 @@ _REMEDIES = {
     "method": "take kd, or a teacher of the student's tokenizer",
     "weight.attribution": "set it to 0, or take a teacher of the student's tokenizer",
     "weight.noise": "set it to 0, or take a teacher of the student's tokenizer",
-    "evaluate.saliency": "set it to false",
+    "evaluate.saliency": "leave it away",
 }

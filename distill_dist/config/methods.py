@@ -26,7 +26,7 @@ def asks_inside(config: RunConfig) -> list[str]:
         "method": is_gradient_method(config.method) or matches_states(config.method),
         "weight.attribution": config.weight.attribution > 0,
         "weight.noise": config.weight.noise > 0,
-        "evaluate.saliency": config.evaluate.saliency,
+        "evaluate.saliency": config.evaluate.saliency is True,
     }
     return [key for key, is_asked in asked.items() if is_asked]
 

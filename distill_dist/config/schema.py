@@ -47,7 +47,8 @@ class DataConfig:
     """Configuration of a hub data set (GLUE: the task's name)."""
     splits: dict[str, str] = field(default_factory=lambda: {"train": "train", "dev": "validation"})
     """Our split -> file below `path`, or split of the hub data set. `train` is trained on, `dev` selects
-    the best epoch, further ones (`dev_mismatched`) are only scored."""
+    the best epoch (by accuracy, QQP by F1; of equal ones the earliest), further ones (`dev_mismatched`) are only
+    scored."""
     text_columns: tuple[str, ...] = ()
     """One or two columns of text. Empty: the task's."""
     label_column: str = ""
@@ -258,8 +259,10 @@ class TrainConfig:
 class EvaluateConfig:
     """What is measured on every split but train."""
 
-    saliency: bool = True
-    """Saliency loyalty at the end of the run; costs one backward of both models over the dev rows."""
+    saliency: bool | None = None
+    """Saliency loyalty at the end of the run; costs one backward of both models over the dev rows. None: where it is
+    defined, which it is not with a decoder, a teacher of its own tokenizer (`data.teacher_tokenizer`), or teachers
+    whose embeddings differ in width; `summary.json` then says null, and the log why. True refuses such a run."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ class TeacherConfig:
     `teachers` it is the first one's."""
     combine: Literal["average", "best", "separate"] = "average"
     """How several `teachers` are joined: their `average` by weight; for each row the `best` one, whose loss on the
-    label is lowest; or `separate` terms for each one, weighted (METHOD.md §7)."""
+    label is lowest; or `separate` terms for each one, weighted (METHOD.md §7). `average` and `separate` make every
+    teacher send the gradients of all C classes where `alignment.signal` is `own_max` or `teacher_max`: of more than two
+    classes C backward passes and C times the bytes; `best`, and signal `label`, cost one."""
     shards: int = 1
     """Teacher processes that hold one copy of the model together, each its share of every weight, and compute in
     lockstep; `cluster.teachers` is a multiple of it; 1: each process holds the whole model."""

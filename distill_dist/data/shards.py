@@ -94,6 +94,11 @@ class PreparedSplit:
         return len(self.lengths)
 
     @property
+    def teacher_lengths(self) -> np.ndarray:
+        """Tokens of every row as its teacher reads it, uint16 [rows]."""
+        return self._streams[-1].lengths
+
+    @property
     def streams(self) -> int:
         """Vocabularies that a row's tokens are kept in: 2 where the teacher has its own."""
         return len(self._streams)

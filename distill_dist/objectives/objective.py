@@ -64,6 +64,8 @@ class LossTerms:
     surrogate: Tensor | None = None
     row_weighted: dict[str, Tensor] = field(default_factory=dict)
     logits_BC: Tensor | None = None  # the student's, detached: its scores may be logged as rows are served
+    # Tag -> (sum, count) of each teacher's own part where terms are separate; detached, unweighted, to be looked at.
+    of_teachers: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def total(self, counts: BatchCounts) -> Tensor:
         """This micro-batch's share of the global batch's loss: Σ weight · sum / global count."""
@@ -85,6 +87,11 @@ class LossTerms:
 def count_of(term: str, counts: BatchCounts) -> int:
     """What the sum of ``term`` is divided by: real tokens for the embedding gradient, else sequences."""
     return counts.tokens if term == "gradient_embedding" else counts.sequences
+
+
+def teacher_tag(term: str, teacher: int) -> str:
+    """Under which ``term`` against the teacher of that number, from 0, is shown."""
+    return f"loss/{term}/teacher_{teacher}"
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,7 @@ class Objective:
             weights = weights | dict.fromkeys(SHARED, 1.0)
         sums: dict[str, Tensor] = {}
         row_weighted: dict[str, Tensor] = {}
+        of_teachers: dict[str, tuple[Tensor, Tensor]] = {}
         zero_rows = torch.zeros((), device=batch.is_real_B.device)
         for name in weights:
             if (teacher is None and name != "cross_entropy") or (names is not None and name not in names):
@@ -189,11 +197,23 @@ class Objective:
             sums[name] = found.summed(scale)
             if name in weights_B:
                 row_weighted[name] = found.summed(scale, weights_B[name])
+            of_teachers |= {teacher_tag(name, n): each.mean_parts for n, each in enumerate(found.members)}
             if found.no_direction is not None:
                 zero_rows = zero_rows + (found.no_direction & found.counted).sum()
         return LossTerms(
-            sums, zero_rows, weights, row_weighted=row_weighted, logits_BC=student.logits_BC.detach()
+            sums,
+            zero_rows,
+            weights,
+            row_weighted=row_weighted,
+            logits_BC=student.logits_BC.detach(),
+            of_teachers=of_teachers,
         )
+
+    @property
+    def teacher_tags(self) -> tuple[str, ...]:
+        """Tags of ``LossTerms.of_teachers``; none where terms are not separate."""
+        names = [name for name in self.weights if name != "cross_entropy"]
+        return tuple(teacher_tag(name, n) for name in names for n in range(len(self.teacher_weights)))
 
     def _term(self, name: str, student: StudentOutput, teacher: TeacherSignal | None, batch: Batch) -> _Term:
         """One term; of several teachers the weighted sum of each one's own (METHOD.md §7)."""
@@ -203,7 +223,7 @@ class Objective:
         values = [w * part.values for w, part in zip(self.teacher_weights, parts, strict=True)]
         flags = [part.no_direction for part in parts if part.no_direction is not None]
         no_direction = torch.stack(flags).any(dim=0) if flags else None
-        return _Term(torch.stack(values).sum(dim=0), parts[0].counted, no_direction)
+        return _Term(torch.stack(values).sum(dim=0), parts[0].counted, no_direction, tuple(parts))
 
     def _row_weights(self, batch: Batch) -> dict[str, Tensor]:
         """What every row's part of a term is multiplied by [B], for the terms where rows differ."""
@@ -224,6 +244,12 @@ class _Term:
     values: Tensor
     counted: Tensor
     no_direction: Tensor | None = None
+    members: tuple[_Term, ...] = ()  # of each teacher, where they are separate
+
+    @property
+    def mean_parts(self) -> tuple[Tensor, Tensor]:
+        """(sum, count) of the values that count, detached."""
+        return self.summed(1.0).detach(), self.counted.sum()
 
     def summed(self, scale: float, weights_B: Tensor | None = None) -> Tensor:
         """``scale`` · Σ of the values that count, each times its row's weight where rows have one."""

@@ -75,6 +75,10 @@ class CachedTeacher:
         """See Teacher."""
         return {"parameters": self._compute.describe()["parameters"]}
 
+    def wire(self, spec: SignalSpec, tokens: float) -> tuple[dict[str, float], ...]:
+        """See Teacher; nothing travels."""
+        return ()
+
     def counters(self) -> dict[str, dict[str, int]]:
         """See Teacher; of this process."""
         return {IN_PROCESS: {**self._counts, **self._cache.counters()}}

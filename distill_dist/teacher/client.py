@@ -82,7 +82,13 @@ class RemoteTeacher:
 
     def describe(self) -> dict[str, Any]:
         """See Teacher."""
-        return {key: self._description[key] for key in ("parameters", "wire_report")}
+        return {"parameters": self._description["parameters"]}
+
+    def wire(self, spec: SignalSpec, tokens: float) -> tuple[dict[str, float], ...]:
+        """See Teacher; the loss is the host's, on rows of the probe."""
+        codec, lost = self._codec(spec), self._description["wire_report"]
+        costs = {kind: lost[kind] for kind in codec.unit_kinds if kind in lost}
+        return ({"bytes_per_row": codec.mean_row_bytes(tokens), **costs},)
 
     @property
     def identity(self) -> Identity:

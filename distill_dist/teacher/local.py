@@ -42,6 +42,12 @@ class Teacher(Protocol):
         """The teacher's own figures: `parameters`."""
         ...
 
+    def wire(self, spec: SignalSpec, tokens: float) -> tuple[dict[str, float], ...]:
+        """What a row of ``tokens`` real tokens in answer to ``spec`` costs on its way, for each model: `bytes_per_row`,
+        and per kind of its unit rows the mean of 1 − cosine that the wire's types cost. Empty where nothing travels.
+        """
+        ...
+
     def counters(self) -> dict[str, dict[str, int]]:
         """What teachers in other processes did so far, by their names."""
         ...
@@ -81,6 +87,10 @@ class LocalTeacher:
     def describe(self) -> dict[str, Any]:
         """See Teacher."""
         return describe_model(self._parts)
+
+    def wire(self, spec: SignalSpec, tokens: float) -> tuple[dict[str, float], ...]:
+        """See Teacher; nothing travels."""
+        return ()
 
     def counters(self) -> dict[str, dict[str, int]]:
         """See Teacher; there are none."""

@@ -49,6 +49,11 @@ class TeacherPool:
         """See Teacher; of all together."""
         return {"parameters": sum(member.describe()["parameters"] for member in self.members)}
 
+    def wire(self, spec: SignalSpec, tokens: float) -> tuple[dict[str, float], ...]:
+        """See Teacher; each is asked what all have to be asked."""
+        asked = self._joining.asked(spec)
+        return tuple(cost for member in self.members for cost in member.wire(asked, tokens))
+
     def counters(self) -> dict[str, dict[str, int]]:
         """See Teacher; no host serves two models, and those in this process are numbered."""
         found: dict[str, dict[str, int]] = {}

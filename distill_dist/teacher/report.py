@@ -1,4 +1,4 @@
-"""What an epoch's counters say of the teachers: scalars, and what would make the run faster."""
+"""What the teachers' counters say of a while: scalars, and what would make the run faster (docs/SUMMARY.md)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ Counters = Mapping[str, Mapping[str, int]]
 
 # The name of what teaches inside the student's process, among hosts.
 IN_PROCESS = "in_process"
-# Shares of an epoch's time between which nothing is worth a change.
-LITTLE, MUCH = 0.02, 0.8
+# Shares of the students' time: above the first they lose by waiting, below the second they do not wait at all.
+WAITING, NO_WAIT = 0.1, 0.02
+# Shares of the teachers' time: above the first they are full, below the second a wait is not for want of them, and
+# below the third they have nothing to do.
+FULL, HALF, IDLE = 0.8, 0.5, 0.1
 _SUMMED = (
     "memory_hits", "disk_hits", "misses", "busy_ms", "restarting_ms", "real_tokens", "padded_tokens", "restarts",
     "out_of_memory", "damaged", "answered_bytes",
@@ -35,11 +38,11 @@ class Served:
 
     def scalars(self) -> dict[str, float]:
         """For TensorBoard; shares are 0 to 1."""
-        found = {
-            "hit_share": self.hits / self.rows if self.rows else 0.0,
-            "tokens_per_s": self.real_tokens / self.busy_s if self.busy_s else 0.0,
-            "bytes_per_row": self.bytes / self.rows if self.rows else 0.0,
-        }
+        found: dict[str, float] = {}
+        if self.rows:
+            found |= {"hit_share": self.hits / self.rows, "bytes_per_row": self.bytes / self.rows}
+        if self.busy_s:
+            found["tokens_per_s"] = self.real_tokens / self.busy_s
         if self.padded_tokens:
             found["fill_share"] = self.real_tokens / self.padded_tokens
         for name in ("restarts", "out_of_memory", "damaged", "waiting_tokens"):
@@ -49,12 +52,11 @@ class Served:
 
 @dataclass(frozen=True)
 class ServiceReport:
-    """Of one epoch."""
+    """Of one interval, or one epoch."""
 
     hosts: dict[str, Served]
     all: Served
     elapsed_s: float
-    wait_share: float  # of the students' time, 0 to 1
 
     @property
     def busy_share(self) -> float:
@@ -68,21 +70,30 @@ class ServiceReport:
             found |= {f"{host}/{name}": value for name, value in served.scalars().items()}
         return {**found, "teacher/busy_share": self.busy_share}
 
-    def advice(self) -> str:
-        """What would help; one clause."""
-        if self.wait_share > LITTLE:
-            if IN_PROCESS in self.hosts:
+    def advice(self, wait_share: float) -> str:
+        """What would help where students wait for so much of their time, 0 to 1; one clause (docs/SUMMARY.md).
+
+        Advices that contradict each other have `balanced` between them: one epoch is one sample of a machine.
+        """
+        here = any(name.startswith(IN_PROCESS) for name in self.hosts)
+        if wait_share > WAITING:
+            if here:
                 return "teacher processes would compute while the students do (cluster.teachers)"
             if self.all.restarts:
                 return "a worker was started again meanwhile"
-            if self.busy_share > MUCH:
+            if self.busy_share > FULL:
                 return "more teachers would help (cluster.teachers)"
-            return "asking further ahead would help (teacher.prefetch)"
-        if self.busy_share < LITTLE:
-            return "the teachers have nothing to do: more students would help, or fewer teachers"
-        return "students do not wait"
+            if self.busy_share < HALF:
+                return "asking further ahead would help (teacher.prefetch)"
+            return "more teachers (cluster.teachers) or asking further ahead (teacher.prefetch) would help"
+        if wait_share >= NO_WAIT:
+            return "balanced, waiting costs little"
+        if self.busy_share < IDLE and not here:
+            return "the teachers have little to do: more students would help, or fewer teachers"
+        return "balanced, students do not wait"
 
-    def __str__(self) -> str:
+    def line(self, wait_share: float) -> str:
+        """For the log; ``wait_share`` of the students' time, 0 to 1."""
         happened = ", ".join(
             f"{count} {words}"
             for count, words in (
@@ -92,25 +103,24 @@ class ServiceReport:
             )
             if count
         )
+        cached = self.all.hits / self.all.rows if self.all.rows else 0.0
         return (
-            f"{self.all.rows} rows, {self.all.hits / self.all.rows:.0%} cached; teachers busy {self.busy_share:.0%} of "
-            f"the time, students wait {self.wait_share:.1%}{happened and '; '}{happened}: {self.advice()}"
+            f"{self.all.rows} rows, {cached:.0%} cached; teachers busy {self.busy_share:.0%} of "
+            f"the time, students wait {wait_share:.1%}{happened and '; '}{happened}: {self.advice(wait_share)}"
         )
 
 
-def service_report(
-    before: Counters, now: Counters, *, elapsed_s: float, wait_share: float
-) -> ServiceReport | None:
-    """What happened between the two; None where nothing was asked."""
+def service_report(before: Counters, now: Counters, *, elapsed_s: float) -> ServiceReport | None:
+    """What happened between the two; None where nothing did."""
     since = {host: _since(before.get(host, {}), counts) for host, counts in now.items()}
     hosts = {
         host: _served(counts, now[host].get("waiting_tokens", 0)) for host, counts in sorted(since.items())
     }
     total = {name: sum(counts[name] for counts in since.values()) for name in _SUMMED}
     everything = _served(total, max((served.waiting_tokens for served in hosts.values()), default=0))
-    if not everything.rows or elapsed_s <= 0:
+    if not any(total.values()) or elapsed_s <= 0:
         return None
-    return ServiceReport(hosts, everything, elapsed_s, wait_share)
+    return ServiceReport(hosts, everything, elapsed_s)
 
 
 def _served(counts: Mapping[str, int], waiting_tokens: int) -> Served:

@@ -128,6 +128,16 @@ class RowCodec:
         """Size of a row of so many real tokens, in bytes."""
         return _HEADER.size + _size(self._row_parts) + tokens * _size(self._token_parts)
 
+    def mean_row_bytes(self, mean_tokens: float) -> float:
+        """Mean size of rows of so many real tokens on average, in bytes."""
+        return self.row_bytes(0) + mean_tokens * _size(self._token_parts)
+
+    @property
+    def unit_kinds(self) -> tuple[str, ...]:
+        """Unit rows that a row has, by the names of SignalSpec."""
+        kinds = ("cls_states", "cls_gradients", "embedding_gradient")
+        return tuple(kind for kind in kinds if getattr(self.spec, kind))
+
     @cached_property
     def _row_parts(self) -> tuple[_Part, ...]:
         spec, layers = self.spec, len(self.spec.layers)

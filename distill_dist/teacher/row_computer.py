@@ -40,14 +40,13 @@ class RowComputer:
         )
 
     def wire_report(self, request: Request) -> dict[str, float]:
-        """What the wire's types cost on these rows: `bytes_per_row` with everything in it, and per kind the mean of
-        1 − cosine of what comes out and what went in."""
+        """What the wire's types cost on these rows: per kind of unit rows the mean of 1 − cosine of what comes out and
+        what went in."""
         codec, signal = self.codec(self._probed), self._signal(request, self._probed)
         rows = codec.encode(signal, request.lengths_B)
         decoded = codec.decode(rows, length=request.input_ids_BL.shape[1])
         errors = cosine_errors(signal.to("cpu"), decoded)
-        found = {name.rpartition("_")[0]: float(error.mean()) for name, error in errors.items()}
-        return {"bytes_per_row": sum(map(len, rows)) / len(rows), **found}
+        return {name.rpartition("_")[0]: float(error.mean()) for name, error in errors.items()}
 
     def describe(self) -> dict[str, Any]:
         """What a student has to know to ask and to decode; hosts that teach the same say the same."""
@@ -61,7 +60,7 @@ class RowComputer:
         }
 
     def introduce(self, rows: Request) -> dict[str, Any]:
-        """``describe``, with what the teacher says of ``rows`` and what they cost on the wire."""
+        """``describe``, with what the teacher says of ``rows`` and what of it the wire's types lose."""
         about = {"probe": asdict(self.probe(rows)), "wire_report": self.wire_report(rows)}
         return {**self.describe(), **about}
 

@@ -7,6 +7,7 @@ import math
 import re
 
 import pytest
+from documented import undocumented_keys, undocumented_tags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import World, last_json, launch, port_is_free, running, start_ranks, state, trace
 
@@ -45,6 +46,8 @@ def test_the_summary_says_what_the_project_promises(reference: Reference):
     wire = summary["teacher"]["wire_report"]
     assert wire["bytes_per_row"] > 100
     assert abs(wire["embedding_gradient"]) < 1e-12, "fp32 loses nothing"
+    assert undocumented_keys(summary) == []
+    assert undocumented_keys({"teacher": {"colour": 1}, "world": {"students": {"left": 2}}}) != []
 
 
 def test_nothing_is_left_behind(reference: Reference):
@@ -77,9 +80,21 @@ def test_tensorboard_has_every_promised_scalar(reference: Reference):
         f"throughput/{name}"
         for name in ("samples_per_s", "tokens_per_s", "real_token_share", "teacher_wait_share")
     }
+    expected |= {f"teacher_wait_share/student_{student}" for student in (0, 1)}
+    expected |= {
+        f"{of}/{name}"
+        for of in ("teacher", "teacher2")
+        for name in ("hit_share", "fill_share", "tokens_per_s", "waiting_tokens", "restarts")
+    }
     assert expected <= tags
     assert [event.step for event in events.Scalars("train/learning_rate")] == list(range(5, 101, 5))
     assert [event.step for event in events.Scalars("dev/accuracy")] == [50, 100]
+    assert undocumented_tags(tags) == []
+    assert undocumented_tags({"teacher/colour", "loss"}) == ["loss", "teacher/colour"]
+    # of every interval in which something was asked; an answer may still be under way when the next one begins
+    asked = [event.step for event in events.Scalars("teacher2/hit_share")]
+    assert set(asked) <= set(range(5, 101, 5))
+    assert len(asked) > 4, "more than the two epochs' ends, on the slowest machine"
     for tag in tags:
         assert all(math.isfinite(event.value) for event in events.Scalars(tag)), tag
 

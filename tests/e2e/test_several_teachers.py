@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from documented import undocumented_keys, undocumented_tags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import Started, World, last_json, launch, running, start_ranks, trace
 from transformers import AutoModelForSequenceClassification
@@ -100,6 +101,11 @@ def assert_told(run_dir: Path, second: Path) -> None:
     assert -1 < conflict["gradient_cosine"] < 1
     events = EventAccumulator(str(run_dir / "tensorboard"))
     events.Reload()
+    assert undocumented_keys(summary) == []
+    tags = set(events.Tags()["scalars"])
+    assert undocumented_tags(tags) == []
+    assert {f"wire/bytes_per_row/teacher_{model}" for model in (0, 1)} <= tags
+    assert all(model["wire_report"]["bytes_per_row"] > 100 for model in models)
     shares = events.Scalars("conflict/label_disagreement")
     assert [event.step for event in shares] == list(range(5, STEPS + 1, 5))
     # intervals of 5 steps of 8 rows, all rows once
@@ -123,8 +129,34 @@ def test_other_ways_of_joining(world: World, second: Path, tmp_path: Path, combi
     losses = [loss_of(trace(run)[0]["sums"]) for run in (here, average)]
     assert all(losses[0][name] != losses[1][name] for name in losses[0] if name != "cross_entropy")
     both = [loss_of(trace(there, student)[0]["sums"]) for student in (0, 1)]
+    assert_own_losses(here, combine)
     for name, value in losses[0].items():
         assert both[0][name] + both[1][name] == pytest.approx(value, rel=1e-4), name
+
+
+def assert_own_losses(run_dir: Path, combine: str) -> None:
+    """Separate terms are shown for each teacher, and their weighted mean is the term."""
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert undocumented_tags(tags) == []
+    own = {tag for tag in tags if tag.endswith(("/teacher_0", "/teacher_1")) and tag.startswith("loss/")}
+    log = (run_dir / "logs" / "rank-00000.log").read_text(encoding="utf-8")
+    if combine == "best":
+        assert not own
+        assert ": distillation: " not in log
+        return
+    for tag in {tag.rpartition("/")[0] for tag in own}:
+        whole, first, second = (
+            [event.value for event in events.Scalars(name)]
+            for name in (tag, f"{tag}/teacher_0", f"{tag}/teacher_1")
+        )
+        assert first != second
+        assert whole == pytest.approx(
+            [(2 * a + b) / 3 for a, b in zip(first, second, strict=True)], rel=1e-5
+        ), tag
+    assert len(own) == 2 * 4
+    assert ": distillation: " in log
 
 
 def loss_of(sums: dict[str, float]) -> dict[str, float]:

@@ -5,9 +5,7 @@ DISTILL_FAULTS: how many faults (`make faults`); the kinds take turns. Without i
 
 from __future__ import annotations
 
-import ast
 import os
-import re
 import signal
 import time
 from collections import Counter
@@ -23,6 +21,7 @@ from tiny import Started, World, environment, launch, port_is_free, running, sta
 from e2e.conftest import Reference, shared_memory
 from e2e.harmed_teachers import HEALS_WITHIN_S, Cache, Teachers, small_disk
 from e2e.test_interrupted import arguments_of, assert_same_run, await_step
+from e2e.test_teacher_cache import counters_in
 
 FAULTS = int(os.environ.get("DISTILL_FAULTS", "0"))
 STUDENTS, TEACHERS = 2, 3
@@ -260,10 +259,9 @@ def assert_all_taught(teachers: Teachers, done: Counter[str]) -> None:
     """The last host of each answered, what was damaged was computed again, and nothing was raised by accident."""
     counters = []
     for teacher in EVERY:
-        (found,) = re.findall(r"taught: (\{.*\})", teachers.log(teacher))
-        counters.append(ast.literal_eval(found))
+        counters.append(counters_in(teachers.log(teacher)))
     assert all(each["answered"] > 0 for each in counters), counters
-    assert sum(each.get("computed_rows", 0) for each in counters) > 0, counters
+    assert sum(each["computed_rows"] for each in counters) > 0, counters
     assert sum(each["damaged"] for each in counters) > 0, counters
     if done["out of memory"]:
         assert any(teachers.said("can't allocate memory", teacher, "worker") for teacher in EVERY)

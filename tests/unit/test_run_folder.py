@@ -299,3 +299,16 @@ def test_a_log_per_rank(folder: RunFolder, rank: int, capsys: pytest.CaptureFixt
     console = capsys.readouterr().err
     assert ("a step" in console) == (rank == 0)
     assert f"[rank {rank}] a warning" in console
+    assert "\x1b" not in console, "a file is not cleared"
+
+
+@pytest.mark.usefixtures("quiet_logging")
+def test_on_a_terminal_a_message_clears_the_progress_bar_first(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    folder.log_to_file(1)
+    sys.stderr.write("\rtrain:  12%|#")  # of rank 0, on the same terminal
+    logging.getLogger("distill_dist.trainer").warning("a warning")
+    assert capsys.readouterr().err == "\rtrain:  12%|#\r\x1b[2K[rank 1] a warning\n"
+    assert "\x1b" not in (folder.path / "logs" / "rank-00001.log").read_text(encoding="utf-8")

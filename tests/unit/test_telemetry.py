@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def telemetry(
     sum_: Callable[[Tensor], Tensor] = alone,
     start: int = 0,
     measures: tuple[str, ...] = (),
+    progress: bool = False,
 ) -> Telemetry:
     return Telemetry(
         folder,
@@ -57,7 +59,7 @@ def telemetry(
         device=torch.device("cpu"),
         total_steps=10,
         start_step=start,
-        progress=False,
+        progress=progress,
         measures=measures,
     )
 
@@ -95,6 +97,26 @@ def test_numbers_are_logged_for_the_file(
     assert record.getMessage().startswith("step 7: loss/cross_entropy 1, ")
 
 
+def test_without_a_terminal_the_bar_is_a_line_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = telemetry(tmp_path, progress=True)
+    sys.stderr.write("[rank 0] a message\n")
+    for _ in range(10):
+        target.step_done(sequences=4, tokens=5)
+    sys.stderr.write("[rank 0] another\n")
+    target.close()
+    *lines, end = capsys.readouterr().err.split("\n")
+    assert end == ""
+    assert [line.split(":")[0] for line in lines] == [
+        "train",
+        "[rank 0] a message",
+        "[rank 0] another",
+        "train",
+    ]
+    assert "100%" in lines[-1]
+
+
 def test_means_over_two_students_and_several_micro_batches(tmp_path: Path, clock: Clock) -> None:
     sent: list[Tensor] = []
 
@@ -125,6 +147,8 @@ def test_means_over_two_students_and_several_micro_batches(tmp_path: Path, clock
             "throughput/tokens_per_s": 15.0,
             "throughput/real_token_share": 0.75,
             "throughput/teacher_wait_share": 0.5,  # (1 + 3) s of 2 students in 4 s
+            "teacher_wait_share/student_0": 0.75,
+            "teacher_wait_share/student_1": 0.25,
         }
     )
     assert first.totals.sequences == 8
@@ -178,7 +202,10 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, value: float) ->
     target = telemetry(tmp_path)
     add(target, value, 1.0, real=5, computed=5)
     target.step_done(sequences=1, tokens=5)
-    with pytest.raises(UserError, match=r"the loss is not finite before step 7 .*lower train.learning_rate"):
+    with pytest.raises(
+        UserError,
+        match=r"not finite before step 7 \(loss/cross_entropy -?(nan|inf), .*lower train.learning_rate",
+    ):
         speak(target, 7)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +90,9 @@ def test_a_sibling_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_teacher_is_heard_before_the_first_step_and_not_at_an_epochs_end(tmp_path: Path) -> None:
+def test_the_teacher_is_heard_before_the_first_step_and_not_at_an_epochs_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """An epoch's end that waited for a teacher would lose the epoch when the run is stopped meanwhile."""
     asked: list[str] = []
     logits = np.zeros((2, 2))
@@ -101,21 +104,21 @@ def test_the_teacher_is_heard_before_the_first_step_and_not_at_an_epochs_end(tmp
 
         return SimpleNamespace(logits_NC=logits_NC, metrics=lambda logits_NC: {"accuracy": 0.5})
 
-    costs = {"bytes_per_row": 900.0, "embedding_gradient": 1e-5}
+    costs = {"bytes_per_row": 900.4, "embedding_gradient": 1e-5}
     written: list[dict[str, float]] = []
     telemetry: Any = SimpleNamespace(write=lambda step, scalars: written.append(scalars))
-    teacher: Any = SimpleNamespace(
-        name="teacher", counters=lambda: {"teacher2": {"misses": 9}}, describe=lambda: {"wire_report": costs}
-    )
+    teacher: Any = SimpleNamespace(name="teacher")
+    watch: Any = SimpleNamespace(begin=lambda step: asked.append(f"watch from {step}"))
     engine: Any = SimpleNamespace(module=torch.nn.Identity())
     target = replace(
         outcome(tmp_path, Group(0)), teacher=teacher, student=SimpleNamespace(name="student"), engine=engine,
-        telemetry=telemetry, scorers={name: scorer(name) for name in ("dev", "test")},
+        telemetry=telemetry, scorers={name: scorer(name) for name in ("dev", "test")}, watch=watch, wire=(costs,),
     )  # fmt: skip
-    target.hear_teacher()
-    assert asked == ["teacher dev", "teacher test"]
-    assert target._counted == {"teacher2": {"misses": 9}}
-    assert written == [{"wire/bytes_per_row": 900.0, "wire/embedding_gradient": 1e-5}]
+    with caplog.at_level(logging.INFO, logger="distill_dist"):
+        target.hear_teacher()
+    assert asked == ["teacher dev", "teacher test", "watch from 0"]
+    assert written == [{"wire/bytes_per_row": 900.4, "wire/embedding_gradient": 1e-5}]
+    assert caplog.messages == ["wire: 900 bytes a row (1 − cosine: embedding_gradient 1.0e-05)"]
     asked.clear()
     for name in ("dev", "test"):
         assert target._score(name)["ll"] == 1.0
@@ -151,3 +154,29 @@ def test_a_finished_run_that_is_started_again_says_the_same_of_its_curriculum(tm
     assert ended(folder, Totals(), nothing_opened) == nothing_opened
     assert ended(folder, trained, None) is None
     assert ended(folder, Totals(), None) is None
+
+
+def test_a_cache_in_this_process_has_no_wire_but_a_note(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unused: Any = SimpleNamespace(begin=lambda step: None)
+    for folder, notes in (("", 0), ("cache", 1)):
+        config = good_with({"teacher.cache_dir": folder})
+        target = replace(outcome(tmp_path, Group(0)), teacher=unused, watch=unused, config=config)
+        with caplog.at_level(logging.INFO, logger="distill_dist"):
+            target.hear_teacher()
+        assert sum("wire: nothing travels" in message for message in caplog.messages) == notes
+
+
+def test_saliency_loyalty_that_is_not_defined_is_null_and_the_log_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine: Any = SimpleNamespace(module=torch.nn.Identity())
+    scorer: Any = SimpleNamespace(saliency_loyalty=lambda student, teacher: 0.5)
+    teacher: Any = SimpleNamespace()
+    target = replace(outcome(tmp_path, Group(0)), engine=engine, scorers={"dev": scorer})
+    assert target._saliency_loyalty(teacher) == 0.5
+    assert caplog.messages == []
+    with caplog.at_level(logging.INFO, logger="distill_dist"):
+        assert replace(target, no_saliency="it is a decoder")._saliency_loyalty(teacher) is None
+    assert caplog.messages == ["saliency loyalty is not measured: it is a decoder"]

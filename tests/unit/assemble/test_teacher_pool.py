@@ -21,6 +21,7 @@ from distill_dist.config.pool import naming_the_model
 from distill_dist.config.schema_teacher import PooledTeacher
 from distill_dist.errors import UserError
 from distill_dist.objectives.conflict import COSINE, DISAGREEMENT
+from distill_dist.objectives.objective import teacher_tag
 from distill_dist.teacher.pool import TeacherPool
 from distill_dist.teacher.row_keys import teacher_fingerprint
 from distill_dist.telemetry import Totals
@@ -43,14 +44,14 @@ def check(values: dict[str, Any], second: TeacherShape) -> None:
         ({}, WIDE, ["teachers[1] is 32 wide", "teachers[0] 16"]),
         ({}, DEEP, ["[3, 6, 9, 12, 15]", "[2, 4, 6, 8, 10]", "objective.teacher_layers"]),
         ({"method": "pkd"}, DEEP, ["teachers[1]"]),
-        ({"method": "gkd"}, OTHER_EMBEDDING, ["evaluate.saliency", "[16, 32]"]),
-        ({"method": "gkd", "evaluate.saliency": False}, OTHER_EMBEDDING, ["teachers[1]: ", "embeddings"]),
+        ({"method": "gkd", "evaluate.saliency": True}, OTHER_EMBEDDING, ["evaluate.saliency", "[16, 32]"]),
+        ({"method": "gkd"}, OTHER_EMBEDDING, ["teachers[1]: ", "embeddings"]),
+        ({"method": "kd", "weight.noise": 1.0}, OTHER_EMBEDDING, ["teachers[1]: "]),
         (
-            {"method": "kd", "weight.noise": 1.0, "evaluate.saliency": False},
+            {"method": "kd", "evaluate.saliency": True},
             OTHER_EMBEDDING,
-            ["teachers[1]: "],
+            ["evaluate.saliency=true, but", "leave it away"],
         ),
-        ({"method": "kd"}, OTHER_EMBEDDING, ["evaluate.saliency=false"]),
         ({}, MEAN_POOLED, ["teachers[1]: the teacher's classifier reads the mean"]),
     ],
 )
@@ -70,8 +71,9 @@ def test_what_cannot_be_joined(
         ({"method": "gkd"}, WIDE),
         ({"method": "gkd"}, DEEP),
         ({"method": "kd"}, WIDE),
+        ({"method": "kd"}, OTHER_EMBEDDING),
         ({"method": "kd", "evaluate.saliency": False}, OTHER_EMBEDDING),
-        ({"method": "kd", "weight.attribution": 1.0, "evaluate.saliency": False}, OTHER_EMBEDDING),
+        ({"method": "kd", "weight.attribution": 1.0}, OTHER_EMBEDDING),
         ({"objective.teacher_layers": (2, 4), "objective.student_layers": (1, 2)}, DEEP),
         ({"method": "gkd_cls", "alignment.positions": "embedding", "weight.patience": 0.0}, WIDE),
     ],
@@ -131,6 +133,22 @@ def test_each_epoch_has_its_line_and_the_run_its_mean(caplog: pytest.LogCaptureF
     assert report.conflict() == {"label_disagreement": 0.2, "gradient_cosine": 0.125}
 
 
+def test_separate_terms_have_a_line_of_each_teachers_own(caplog: pytest.LogCaptureFixture) -> None:
+    totals = Totals()
+    telemetry: Any = SimpleNamespace(totals=totals)
+    unused: Any = None
+    report = PoolReport(unused, TWO, "separate", telemetry)
+    terms = {"distillation": ((3.0, 10.0), (5.0, 10.0)), "gradient_embedding": ((1.0, 70.0), (2.0, 70.0))}
+    totals.measures |= {DISAGREEMENT: (1.0, 10.0)}
+    totals.measures |= {
+        teacher_tag(name, n): each for name, pair in terms.items() for n, each in enumerate(pair)
+    }
+    with caplog.at_level(logging.INFO, logger="distill_dist"):
+        report.end_epoch(10)
+    assert caplog.messages[1:] == ["step 10: distillation: 0.3 from teachers[0], 0.5 from teachers[1]"]
+    assert report.conflict() == {"label_disagreement": 0.1}, "the summary's conflict is no loss"
+
+
 def test_each_model_has_its_own_figures() -> None:
     logits = [np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]]), np.array([[1.0, 0], [0, 1], [0, 1], [1, 0]])]
     members: Any = [SimpleNamespace(describe=lambda n=n: {"parameters": n}) for n in (7, 8)]
@@ -141,6 +159,10 @@ def test_each_model_has_its_own_figures() -> None:
     )
     unused: Any = None
     found = PoolReport(pool, TWO, "best", unused).members(scorer)
+    told = PoolReport(pool, TWO, "best", unused).members(
+        scorer, ({"bytes_per_row": 5.0}, {"bytes_per_row": 6.0})
+    )
+    assert [model["wire_report"]["bytes_per_row"] for model in told["models"]] == [5.0, 6.0]
     assert found == {
         "combine": "best",
         "label_disagreement": 0.5,

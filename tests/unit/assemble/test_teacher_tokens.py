@@ -16,6 +16,7 @@ from distill_dist.assemble.models import (
     check_prepared,
     teacher_shape,
 )
+from distill_dist.assemble.saliency_of_run import asks_saliency, why_no_saliency
 from distill_dist.assemble.score import score
 from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
@@ -32,10 +33,14 @@ def configured(prepared: Path, decoder: Path, *more: str) -> RunConfig:
     rows = ["data.synthetic.train_rows=20", "data.synthetic.dev_rows=10", "data.synthetic.max_steps=1"]
     arguments = [
         "method=kd", "run_dir=runs/x", "data.source=synthetic_nli", f"data.prepared={prepared}", *rows,
-        f"teacher.path={decoder}", "evaluate.saliency=false", "cluster.device=cpu", "student.shape.hidden_size=16",
+        f"teacher.path={decoder}", "cluster.device=cpu", "student.shape.hidden_size=16",
         "student.shape.num_hidden_layers=1", "student.shape.intermediate_size=16", *more,
     ]  # fmt: skip
     return load_config(None, arguments)
+
+
+def with_saliency(config: RunConfig, value: bool | None) -> RunConfig:
+    return replace(config, evaluate=replace(config.evaluate, saliency=value))
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +143,26 @@ def test_a_decoder_of_the_students_own_tokenizer_teaches_by_logits_alone(
     parts = build_teacher(plain, manifest, CPU)
     assert isinstance(parts, DecoderParts)
     assert parts.pad_token_id == manifest.pad_token_id
-    assert teacher_shape(plain).layers == 3
+    shape = teacher_shape(plain)
+    assert shape.layers == 3
+    assert why_no_saliency(plain, [shape]) == "a decoder's tokens see only those before them"
+    assert not asks_saliency(plain, [shape])
+    encoder = replace(shape, is_decoder=False)
+    assert [asks_saliency(with_saliency(plain, value), [encoder]) for value in (None, True, False)] == [
+        True,
+        True,
+        False,
+    ]
+    assert "data.teacher_tokenizer" in str(why_no_saliency(config, [encoder]))
+    assert "[16, 32] wide" in str(
+        why_no_saliency(plain, [replace(encoder, embedding_size=n) for n in (16, 32)])
+    )
     asks_more = (
         replace(plain, method="pkd"),
         replace(plain, method="gkd"),
         replace(plain, weight=replace(plain.weight, attribution=0.1)),
         replace(plain, weight=replace(plain.weight, noise=0.1)),
-        replace(plain, evaluate=replace(plain.evaluate, saliency=True)),
+        with_saliency(plain, True),
     )
     for asked in asks_more:
         with pytest.raises(UserError, match=r"is a decoder \(llama\), which teaches by its logits alone"):

@@ -279,6 +279,8 @@ def test_prepare_and_evaluate_ask_for_less() -> None:
     assert len(problems(needless)) == 3
     assert problems(needless, need="prepare") == []
     assert problems(needless, need="evaluate") == []
+    (line,) = problems(needless, need="cache")  # nothing is trained: no run folder, no DeepSpeed
+    assert line.startswith("teacher.path = ''")
     for need in typing.get_args(Need):
         assert problems({"data.prepared": ""}, need=need) != []
         assert problems({"batch.size": 0}, need=need) != []

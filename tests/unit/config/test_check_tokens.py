@@ -11,7 +11,6 @@ from config.trees import problems
 OTHER: dict[str, Any] = {
     "method": "kd",
     "data.teacher_tokenizer": "bpe",
-    "evaluate.saliency": False,
     "student.path": "student",
 }
 
@@ -30,7 +29,7 @@ def test_logits_can_be_learned() -> None:
         ("method", "gkd_cls", "take kd"),
         ("weight.attribution", 0.1, "set it to 0"),
         ("weight.noise", 0.1, "set it to 0"),
-        ("evaluate.saliency", True, "set it to false"),
+        ("evaluate.saliency", True, "leave it away"),
     ],
 )
 def test_what_is_compared_token_by_token_cannot(key: str, value: Any, remedy: str) -> None:

@@ -96,6 +96,12 @@ def test_wrong_entries(tmp_path: Path, entries: str, parts: list[str]) -> None:
             {"cluster.teachers": 6},
         ),
         ({"teachers": (*TWO, PooledTeacher("a\0b"))}, "teachers = ", "NUL", {"teachers": TWO}),
+        (
+            {"teachers": (*TWO, PooledTeacher("teacher", 0.5))},
+            "teachers[2].path = 'teacher': is the model of teachers[0]",
+            "name it once, with weight 3.5",
+            {"teachers": TWO},
+        ),
     ],
 )  # fmt: skip
 def test_bad_pairs(values: dict[str, Any], start: str, word: str, mended: dict[str, Any]) -> None:
@@ -109,6 +115,14 @@ def test_a_run_does_not_overwrite_any_of_them(tmp_path: Path) -> None:
     (line,) = problems(values)
     assert line.startswith("teachers[1].path = ")
     assert problems({**values, "run_dir": str(tmp_path / "third")}) == []
+
+
+def test_a_link_does_not_hide_that_two_are_one(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    values = {"teachers": (TWO[0], *(PooledTeacher(str(tmp_path / name)) for name in ("model", "link")))}
+    (line,) = problems(values)
+    assert line.startswith(f"teachers[2].path = '{tmp_path}/link': is the model of teachers[1]")
 
 
 def test_weights_are_shares() -> None:

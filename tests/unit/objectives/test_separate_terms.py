@@ -103,6 +103,20 @@ def test_every_term_by_its_name(scaled: bool) -> None:
         one, other = (each.sums[name].item() for each in alone)
         assert one != other or name == "cross_entropy"
         assert value.item() == pytest.approx(WEIGHTS[0] * one + WEIGHTS[1] * other, rel=1e-13), name
+    # each one's own part, of the sequences or tokens that count, to be looked at
+    assert found.of_teachers.keys() == set(separate(which).teacher_tags)
+    counts = {name: int(batch().is_real_B.sum()) for name in which.weights}
+    counts["gradient_embedding"] = int((batch().attention_mask_BL * batch().is_real_B[:, None]).sum())
+    for n, each in enumerate(alone):
+        for name in which.weights.keys() - {"cross_entropy"}:
+            value, count = found.of_teachers[f"loss/{name}/teacher_{n}"]
+            assert (value.item(), count.item()) == (
+                pytest.approx(each.sums[name].item(), rel=1e-13),
+                counts[name],
+            )
+            assert not value.requires_grad
+    assert alone[0].of_teachers == {}
+    assert which.teacher_tags == ()
     for name, value in found.row_weighted.items():
         one, other = (each.row_weighted[name].item() for each in alone)
         assert value.item() == pytest.approx(WEIGHTS[0] * one + WEIGHTS[1] * other, rel=1e-13), name

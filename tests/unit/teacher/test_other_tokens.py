@@ -95,7 +95,7 @@ def test_a_decoder_is_probed_by_its_logits_alone() -> None:
     rows = pack_request(both(), labels=False)
     said = compute.introduce(rows)
     assert said["probe"]["saliency"] == []
-    assert set(said["wire_report"]) == {"bytes_per_row"}
+    assert said["wire_report"] == {}
     expected = compute_signal(decoder, *both().teacher_inputs, SignalSpec()).logits_BC
     assert said["probe"]["logits"] == expected.tolist()
     assert fault(compute.probe(rows)) is None

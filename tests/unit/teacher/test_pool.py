@@ -114,6 +114,27 @@ def test_the_same_in_process_and_behind_hosts(how: str, spec: SignalSpec, ahead:
         assert len(one.members) == (2 if how == "separate" else 0)
 
 
+def test_what_a_row_is_said_to_cost_is_what_travels() -> None:
+    """Where all classes are asked for, as `average` has to, every one of them counts."""
+    lengths = [int(length) for batch in batches() for length in batch.attention_mask_BL.sum(dim=1)]
+    said = {}
+    for how in ("average", "best"):
+        with served(how) as (pool, _):
+            joined_of(pool, OWN_MAX)
+            counters, costs = pool.counters(), pool.wire(OWN_MAX, sum(lengths) / len(lengths))
+        sent = [
+            sum(counters[name]["answered_bytes"] for name in HOSTS if HOSTS[name] == model)
+            for model in MODELS
+        ]
+        assert [cost["bytes_per_row"] * len(lengths) for cost in costs] == pytest.approx(sent, rel=1e-12)
+        said[how] = costs[0]
+        assert set(costs[1]) == {"bytes_per_row", "cls_states", "cls_gradients", "embedding_gradient"}
+        (_, logits_alone) = pool.wire(SignalSpec(), 7.0)
+        assert set(logits_alone) == {"bytes_per_row"}
+    assert said["average"]["bytes_per_row"] > 2 * said["best"]["bytes_per_row"], "three classes"
+    assert local().wire(OWN_MAX, 7.0) == ()
+
+
 def test_ways_of_joining_differ() -> None:
     """Else the comparison above proves little."""
     average, best = (joined_of(local(how), OWN_MAX) for how in ("average", "best"))
