@@ -243,7 +243,7 @@ class Outcome:
         return self.order()
 
     def _signals(self) -> dict[str, int] | None:
-        """Rows that teachers were asked for since the run's last start, and how many of them they computed.
+        """Rows that teachers were asked for since the run's (or their own) last start, and those that they computed.
 
         None where there is no teacher, or none that counts (in the students' own processes, without a cache).
         """

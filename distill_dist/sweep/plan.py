@@ -13,7 +13,7 @@ from typing import Any
 from distill_dist.config.fields import schema_fields, value_at
 from distill_dist.config.load import dump_config, load_config
 from distill_dist.config.schema import RunConfig
-from distill_dist.durable import sha256_file, write_durable, write_json
+from distill_dist.durable import remove_stale, sha256_file, write_durable, write_json
 from distill_dist.errors import UserError
 from distill_dist.sweep.questions import group_by_questions
 from distill_dist.sweep.space import Space
@@ -110,6 +110,8 @@ def make_plan(
     are the same run.
     """
     _check_fixed(fixed, space)
+    if config.train.resume == "never":
+        raise UserError("train.resume=never: a sweep resumes the trials that stopped; leave it away")
     points = space.points()
     cache = [] if config.teacher.cache_dir else [f"teacher.cache_dir={out / CACHE}"]
     configs = [
@@ -184,6 +186,7 @@ def save_plan(plan: Plan) -> None:
         plan.out.mkdir(parents=True, exist_ok=True)
         write_json(path, plan.record())
     for trial in plan.trials:
+        remove_stale(trial.folder, CONFIG)
         if not trial.config_file.exists():
             trial.folder.mkdir(parents=True, exist_ok=True)
             text = dump_config(trial.config)

@@ -73,6 +73,7 @@ class Runner:
         self._total, self._failed = len(trials), 0
         self._starts: dict[int, int] = {}
         self._stopped: list[str] = []
+        self._gave_up = ""  # why nothing more is started
         self._running: list[_Running] = []
 
     def run(self) -> None:
@@ -94,6 +95,8 @@ class Runner:
                     kill_trial(one.trial, one.process)
         if self._should_stop():
             raise Interrupted("asked to; the same command goes on")
+        if self._gave_up:
+            raise UserError(self._gave_up)
         if self._stopped:
             raise Interrupted(f"{', '.join(self._stopped)} stopped too often; the same command goes on")
 
@@ -136,8 +139,8 @@ class Runner:
             self._say(f"{trial.name}: failed: {verdict.reason}")
             if not self._done and self._failed >= MOST_FAILED and self._waiting:
                 self._waiting.clear()
-                raise UserError(
-                    f"{self._failed} trials failed and none is done, so no more are started. The last one, "
+                self._gave_up = (
+                    f"{self._failed} trials failed and none is done, so no more are started. One of them, "
                     f"{trial.name}: {verdict.reason}"
                 )
         else:

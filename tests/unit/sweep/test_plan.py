@@ -64,9 +64,14 @@ def test_what_cannot_work_is_told_before_anything_is_written(
 
 def test_a_field_cannot_be_both_fixed_and_varied(tmp_path: Path) -> None:
     space = build_space([("seed", "1,2")], [], trials=None, seed=0)
-    for fixed, message in (("seed=3", "seed is varied by the sweep"), ("run_dir=x", "a folder of its own")):
+    for fixed, message in (
+        ("seed=3", "seed is varied by the sweep"),
+        ("run_dir=x", "a folder of its own"),
+        ("train.resume=never", "a sweep resumes"),
+    ):
+        texts = [*BASE, fixed]
         with pytest.raises(UserError, match=message):
-            make_plan(None, load_config(None, BASE, need="prepare"), [*BASE, fixed], space, tmp_path)
+            make_plan(None, load_config(None, texts, need="prepare"), texts, space, tmp_path)
 
 
 def test_the_same_plan_may_be_saved_again_and_no_other(tmp_path: Path) -> None:

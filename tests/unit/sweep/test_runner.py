@@ -133,6 +133,23 @@ def test_when_all_fail_no_more_are_started(tmp_path: Path, plans: Path) -> None:
     assert [one.state for one in verdicts(plan)] == ["failed"] * 3 + ["waiting"] * 2
 
 
+def test_what_runs_beside_those_that_fail_is_left_to_end(tmp_path: Path, plans: Path) -> None:
+    plan = planned(tmp_path, "teacher.path=a,b,c,d,e")  # none pays for another
+    write_plan(plans, 0, "wait")
+    for number in range(1, 5):
+        write_plan(plans, number, "failed")
+    said: list[str] = []
+
+    def stop() -> bool:
+        if sum(": failed: " in line for line in said) == 3:
+            (plan.trials[0].folder / "go").touch()
+        return False
+
+    with pytest.raises(UserError, match="3 trials failed and none is done"):
+        run(plan, said, parallel=2, should_stop=stop)
+    assert [one.state for one in verdicts(plan)] == ["done", "failed", "failed", "failed", "waiting"]
+
+
 def test_a_stop_is_passed_on_and_the_next_call_goes_on(tmp_path: Path, plans: Path) -> None:
     plan = planned(tmp_path, "seed=0,1,2")
     write_plan(plans, 1, "wait", "done")
