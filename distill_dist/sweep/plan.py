@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from distill_dist.config.fields import schema_fields, value_at
 from distill_dist.config.load import dump_config, load_config
 from distill_dist.config.schema import RunConfig
@@ -118,14 +120,14 @@ def make_plan(
         _load(base, [*fixed, *cache], point, out / _name(number, point, len(points)), number)
         for number, point in enumerate(points)
     ]
-    digests = [_digest(one) for one in configs]
+    digests = [_digest(one, out) for one in configs]
     _refuse_twins(points, digests)
     groups, differing = group_by_questions(configs)
     trials = tuple(
         Trial(number, *parts)
         for number, parts in enumerate(zip(points, configs, digests, groups, strict=True))
     )
-    return Plan(out, str(base or ""), _digest(config), space, trials, differing)
+    return Plan(out, str(base or ""), _digest(config, out), space, trials, differing)
 
 
 def _check_fixed(fixed: Sequence[str], space: Space) -> None:
@@ -156,9 +158,10 @@ def _name(number: int, point: Mapping[str, str], count: int) -> str:
     return f"{number:0{max(3, len(str(count - 1)))}}-{text}"
 
 
-def _digest(config: RunConfig) -> str:
-    """sha256 of what determines the trial's result, wherever its folder and its cache lie."""
-    own = replace(config, run_dir="", teacher=replace(config.teacher, cache_dir=""))
+def _digest(config: RunConfig, out: Path) -> str:
+    """sha256 of what determines the trial's result, wherever the sweep's folder lies."""
+    shared = "" if config.teacher.cache_dir == str(out / CACHE) else config.teacher.cache_dir
+    own = replace(config, run_dir="", teacher=replace(config.teacher, cache_dir=shared))
     deepspeed = sha256_file(Path(config.deepspeed_config)) if Path(config.deepspeed_config).is_file() else ""
     content = json.dumps([asdict(own), deepspeed], sort_keys=True)  # dump_config takes 0.1 s
     return hashlib.sha256(content.encode()).hexdigest()
@@ -187,10 +190,21 @@ def save_plan(plan: Plan) -> None:
         write_json(path, plan.record())
     for trial in plan.trials:
         remove_stale(trial.folder, CONFIG)
-        if not trial.config_file.exists():
+        if not _lies_there(trial):
             trial.folder.mkdir(parents=True, exist_ok=True)
             text = dump_config(trial.config)
             write_durable(trial.config_file, lambda file, text=text: file.write_text(text, "utf-8"))  # type: ignore[misc]
+
+
+def _lies_there(trial: Trial) -> bool:
+    """Whether the trial's configuration is written, and its folder was not moved since."""
+    try:
+        lines = trial.config_file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return False
+    return any(
+        yaml.safe_load(line)["run_dir"] == str(trial.folder) for line in lines if line.startswith("run_dir:")
+    )
 
 
 def _check_same(plan: Plan, path: Path) -> None:

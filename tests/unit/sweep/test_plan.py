@@ -112,6 +112,17 @@ def test_a_crash_between_the_plan_and_its_files_is_mended(tmp_path: Path) -> Non
     assert load_config(plan.trials[1].config_file, []).seed == 2
 
 
+def test_a_sweep_may_be_moved(tmp_path: Path) -> None:
+    save_plan(plan_of(tmp_path / "old", "seed=1,2"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = plan_of(tmp_path / "new", "seed=1,2")
+    save_plan(moved)
+    for trial in moved.trials:
+        assert load_config(trial.config_file, []) == trial.config
+    with pytest.raises(UserError, match=r"teacher\.cache_dir = .*now elsewhere"):
+        save_plan(plan_of(tmp_path / "new", "seed=1,2", base=(*BASE, "teacher.cache_dir=elsewhere")))
+
+
 @pytest.mark.parametrize(
     ("grid", "groups", "differing"),
     [
