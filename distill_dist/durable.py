@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 _log = logging.getLogger(__name__)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_FLOCK = "hhqqi"  # struct flock of 64-bit Linux: type, whence, start, length, process
 _TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.tmp")
 
 
@@ -143,6 +145,24 @@ def hold_lock(path: Path) -> str | None:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock ``path``. It only asks: taking the lock would keep its owner-to-be out."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, asked)
+        return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _is_file(descriptor: int, path: Path) -> bool:

@@ -24,6 +24,7 @@ inside=()                                    # or: inside=(apptainer exec --nv i
 
 # ---- from here on all scripts of this folder are the same ----
 cd "$SLURM_SUBMIT_DIR" && setup || exit
+[ -z "${SWEEP:-}" ] || run_dir=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$SWEEP") # a trial of launcher/sweep.py
 trap : USR1 # it is meant for the ranks, which checkpoint and exit with 75; this script waits for them
 restarts=${SLURM_RESTART_COUNT:-0}
 

@@ -32,6 +32,7 @@ from distill_dist.models.width_maps import WIDTH_MAPS
 from distill_dist.run_folder import RunFolder, versions
 from distill_dist.teacher.identity import Identity
 from distill_dist.teacher.local import LocalTeacher, Teacher
+from distill_dist.teacher.report import served_rows
 from distill_dist.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -157,6 +158,7 @@ class Outcome:
             "loyalty": loyal,
             "splits": scores,
             "throughput": self._throughput(),
+            "signals": self._signals(),
             "alignment": self.alignment,
             "curriculum": self._curriculum(),
             "versions": versions(),
@@ -241,6 +243,22 @@ class Outcome:
             found: dict[str, Any] = before
             return found
         return self.order()
+
+    def _signals(self) -> dict[str, int] | None:
+        """Rows that teachers were asked for since the run's (or their own) last start, and those that they computed.
+
+        None where there is no teacher, or none that counts (in the students' own processes, without a cache).
+        """
+        own = (
+            (0, 0)
+            if self.teacher is None
+            else served_rows(self.teacher.counters(), whole=self.group.rank == 0)
+        )
+        asked, computed = self.group.sum_integers(np.array(own, dtype=np.int64)).tolist()
+        if not self.telemetry.totals.elapsed_s and (before := self._before("signals")):
+            found: dict[str, int] = before
+            return found
+        return {"rows": asked, "computed": computed} if asked else None
 
     def _throughput(self) -> dict[str, float | None]:
         totals = self.telemetry.totals

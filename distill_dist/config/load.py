@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -232,7 +234,8 @@ def _merge(from_file: Sequence[_Leaf], from_command_line: Sequence[_Leaf]) -> tu
         problem = problem or value_problem(schema_fields()[key], value)
         if problem is None:
             try:
-                tree = OmegaConf.merge(tree, _nest(key, _typed(schema_fields()[key], value)))  # type: ignore[assignment]
+                # unsafe: the tree before is not used again; merge would copy all of it for every leaf (0.2 s a file)
+                tree = OmegaConf.unsafe_merge(tree, _nest(key, _typed(schema_fields()[key], value)))  # type: ignore[assignment]
             except (OmegaConfBaseException, TypeError):  # TypeError: a mapping where a list belongs
                 problem = type_problem(schema_fields()[key], value)
         if problem is not None:
@@ -274,12 +277,13 @@ def _line(key: str, value: Any, problem: str) -> str:
 def _unresolved(tree: DictConfig) -> list[str]:
     """A line for every field whose interpolation leads nowhere or to a value of the wrong type."""
     problems = []
+    plain: Any = OmegaConf.to_container(tree, resolve=False)
     for key, field in schema_fields().items():
-        prefix, _, name = key.rpartition(".")
-        node: Any = OmegaConf.select(tree, prefix) if prefix else tree
-        written = OmegaConf.to_container(node, resolve=False)[name]  # type: ignore[index, call-overload]
+        *sections, name = key.split(".")
+        written = functools.reduce(operator.getitem, sections, plain)[name]
         if "${" not in str(written):
             continue
+        node: Any = functools.reduce(operator.getitem, sections, tree)
         try:
             value = node[name]
             if OmegaConf.is_config(value):

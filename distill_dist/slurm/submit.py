@@ -87,11 +87,34 @@ def prepare_submission(
     return found
 
 
+def script_settings(path: Path, config_path: Path | None) -> tuple[str, ...]:
+    """The overrides that the script itself sets, before those of a command line. Raises UserError."""
+    return choose(read_script(path), {**_bare(), "CONFIG": str(config_path or "")}, task=0).settings
+
+
+def prepare_trials(
+    path: Path, config_path: Path | None, runs: Mapping[int, RunConfig], options: Sequence[str], *, folders: Path
+) -> Submission:  # fmt: skip
+    """The script at ``path`` as an array whose tasks are ``runs``, by number. Raises UserError for what cannot work.
+
+    Line n + 1 of the file ``folders`` is the folder of run n.
+    """
+    script = read_script(path, options)
+    for run in runs.values():
+        place(run, script.shape())
+    environment = {**_bare(), "CONFIG": str(config_path or ""), "SWEEP": str(folders)}
+    return Submission(path, script, tuple(options), environment, tuple(runs.values()))
+
+
+def _bare() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("CONFIG", "RUN_DIR", "SWEEP")}
+
+
 def _environment(
     script: JobScript, config_path: Path | None, config: RunConfig, overrides: Sequence[str]
 ) -> dict[str, str]:
     """What the script's first part reads: CONFIG, and RUN_DIR unless the script is this configuration's own."""
-    bare = {name: value for name, value in os.environ.items() if name not in ("CONFIG", "RUN_DIR")}
+    bare = _bare()
     found = {**bare, "CONFIG": str(config_path or "")}
     own = choose(script, bare, task=min(script.array, default=None)).config
     is_own = config_path is not None and Path(own).resolve() == config_path.resolve()

@@ -123,6 +123,16 @@ def service_report(before: Counters, now: Counters, *, elapsed_s: float) -> Serv
     return ServiceReport(hosts, everything, elapsed_s)
 
 
+def served_rows(counters: Counters, *, whole: bool) -> tuple[int, int]:
+    """(rows that were asked for, rows that were computed); those of this process's own teachers unless ``whole``.
+
+    Hosts in other processes count for all students: one student's answer says it all.
+    """
+    own = [counts for host, counts in counters.items() if whole or host.startswith(IN_PROCESS)]
+    asked = sum(counts.get(name, 0) for counts in own for name in ("memory_hits", "disk_hits", "misses"))
+    return asked, sum(counts.get("computed_rows", 0) for counts in own)
+
+
 def _served(counts: Mapping[str, int], waiting_tokens: int) -> Served:
     hits = counts["memory_hits"] + counts["disk_hits"]
     return Served(

@@ -61,6 +61,7 @@ def start(
     plans: list[list[int | str]],
     *options: str,
     script: str = "gkd_mnli.sh",
+    **variables: str,
 ) -> Job:
     """A job whose ranks end as ``plans`` say, one plan per start."""
     write_plans(folder, plans)
@@ -72,7 +73,7 @@ def start(
     ]
     return submit(
         slurm, folder / "run", *data, "cluster.teachers=1", options=options, checkout=checkout, script=script,
-        PLANS=str(folder),
+        PLANS=str(folder), **variables,
     )  # fmt: skip
 
 
@@ -195,7 +196,9 @@ def test_one_task_of_an_array_is_requeued_alone(slurm: Slurm, checkout: Path, tm
     """The last one: its number is the array's."""
     write_plans(tmp_path / "0", [["wait", "wait"]])
     write_plans(tmp_path / "1", [[75, 75], [0, 0]])
-    array = start(slurm, checkout, tmp_path, [], "--nodes=2", "--array=0-1", script="sweep_mnli.sh")
+    folders = tmp_path / "run_dirs.txt"
+    folders.write_text(f"{tmp_path}/run/0\n{tmp_path}/run/1\n", encoding="utf-8")
+    array = start(slurm, checkout, tmp_path, [], "--nodes=2", "--array=0-1", SWEEP=str(folders))
     first, last = (Job(slurm, f"{array.number}_{task}", array.run_dir / str(task)) for task in (0, 1))
     assert slurm.job(last.number)["JobId"] == array.number
     assert last.await_end() == "COMPLETED", last.text()

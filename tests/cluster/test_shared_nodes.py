@@ -1,4 +1,4 @@
-"""Several jobs on the same nodes, an array with one cache, a heterogeneous job, and the real rows."""
+"""Several jobs on the same nodes, a heterogeneous job, and the real rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from e2e.conftest import TRACED, Reference
 from e2e.test_interrupted import assert_same_run
-from e2e.test_teacher_cache import counters_of
 from tiny import REPOSITORY, World, environment, state, trace
 
 from cluster.jobs import SMALL, Job, submit
@@ -37,22 +36,6 @@ def test_two_jobs_at_once_on_the_same_nodes(
         assert job.restarts == 0
         assert slurm.job(job.number)["NodeList"] == "n[1-3]"
         assert_same_run(job.run_dir, reference.run_dir)
-
-
-def test_an_array_of_four_shares_one_cache(slurm: Slurm, world: World, tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
-    arguments = world.student(sweep, "method=gkd_cls", "train.epochs=1", "train.trace=true")
-    arguments.remove(f"run_dir={sweep}")  # each task has its own
-    array = submit(slurm, sweep, *arguments, options=("--nodes=2", "--array=0-3%2"), script="sweep_mnli.sh")
-    tasks = [Job(slurm, f"{array.number}_{task}", sweep / str(task)) for task in range(4)]
-    for task in tasks:
-        assert task.await_end() == "COMPLETED", task.text()
-    counters = [counters_of(task.run_dir, 1) for task in tasks]
-    # those that came last found what the first ones had computed; all would otherwise compute 520 rows
-    assert min(one.get("computed_rows", 0) for one in counters) == 0, counters
-    assert sum(one["disk_hits"] for one in counters) >= 2 * 520, counters
-    sums = {json.dumps(trace(task.run_dir)[-1]["sums"]) for task in tasks}
-    assert len(sums) == 4, "the tasks were to differ"
 
 
 def test_a_heterogeneous_job(slurm: Slurm, world: World, reference: Reference, tmp_path: Path) -> None:

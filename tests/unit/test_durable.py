@@ -17,6 +17,7 @@ import pytest
 from distill_dist.durable import (
     durable_folder,
     hold_lock,
+    is_locked,
     recover_folder,
     recover_folders,
     remove_stale,
@@ -243,6 +244,22 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         assert hold_lock(path) == f"process {holder.pid} on {socket.gethostname()}"
         holder.kill()
     assert hold_lock(path) is None
+
+
+def test_one_may_ask_whether_a_lock_is_held_without_taking_it(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    assert not is_locked(path)
+    assert not path.exists()
+    path.touch()
+    assert not is_locked(path)
+    command = [sys.executable, "-c", LOCKER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "None\n", "asking had taken it"
+        assert is_locked(path)
+        assert is_locked(path), "asking had let it go"
+        holder.kill()
+    assert not is_locked(path)
 
 
 def test_a_file_system_without_locks_gets_a_warning(

@@ -42,7 +42,7 @@ LAYERS = {
     ),
     2: ("teacher", "student", "evaluation", "report", "trace"),
     3: ("trainer", "probe"),
-    4: ("assemble",),
+    4: ("assemble", "sweep"),
     5: ("bench",),
     6: ("launcher",),  # a folder of its own beside the package
 }
@@ -62,7 +62,7 @@ OWNERS = {
 # What a benchmark compares with, it imports.
 MEASURED = {("deepspeed", "distill_dist.bench.deepspeed_side")}
 # These start before torch does (--help, config errors), or must stay pure integers.
-TORCH_FREE = ("config", "curriculum", "errors", "durable", "hub", "command_line", "slurm")
+TORCH_FREE = ("config", "curriculum", "errors", "durable", "hub", "command_line", "slurm", "sweep")
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,14 @@ def test_a_job_gets_its_code_and_configuration_before_it_waits(tmp_path: Path) -
 
 
 def test_every_task_of_an_array_gets_its_own(tmp_path: Path) -> None:
-    run_dir = tmp_path / "sweep"
+    run_dir, script = tmp_path / "sweep", tmp_path / "array.sh"
+    own = (ROOT / "slurm" / "gkd_mnli.sh").read_text(encoding="utf-8")
+    own = own.replace(
+        "run_dir=${RUN_DIR:-runs/gkd_mnli}", "run_dir=${RUN_DIR:-runs/array}/$SLURM_ARRAY_TASK_ID"
+    )
+    script.write_text(own.replace("settings=(", 'settings=(seed="$SLURM_ARRAY_TASK_ID" '), encoding="utf-8")
     done = submit(
-        "--config", "configs/gkd_mnli.yaml", "--script", "slurm/sweep_mnli.sh", "--sbatch=--array=0,5",
+        "--config", "configs/gkd_mnli.yaml", "--script", str(script), "--sbatch=--array=0,5",
         f"run_dir={run_dir}", folder=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -90,8 +95,7 @@ def test_every_task_of_an_array_gets_its_own(tmp_path: Path) -> None:
         load_config(next((run_dir / str(task) / "jobs").iterdir()) / "config.yaml", []) for task in (0, 5)
     ]
     assert [one.run_dir for one in found] == [f"{run_dir}/0", f"{run_dir}/5"]
-    assert [one.weight.kd for one in found] == [0.3, 0.7]
-    assert {one.teacher.cache_dir for one in found} == {f"{run_dir}/cache"}
+    assert [one.seed for one in found] == [0, 5]
 
 
 @pytest.mark.parametrize(

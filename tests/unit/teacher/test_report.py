@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distill_dist.teacher.report import Served, ServiceReport, service_report
+from distill_dist.teacher.report import Served, ServiceReport, served_rows, service_report
 
 BEFORE = {
     "teacher2": {"memory_hits": 10, "misses": 30, "busy_ms": 500, "real_tokens": 100, "padded_tokens": 120}
@@ -66,6 +66,13 @@ def test_what_happened_while_nothing_was_asked_is_said_without_shares_of_it() ->
 def test_nothing_asked_nothing_said() -> None:
     assert service_report({}, {}, elapsed_s=1.0) is None
     assert service_report(BEFORE, BEFORE, elapsed_s=1.0) is None
+
+
+def test_hosts_count_for_all_students_and_teachers_in_their_processes_for_their_own() -> None:
+    assert served_rows(NOW, whole=True) == (70 + 10 + 60 + 100, 0)
+    assert served_rows(NOW, whole=False) == (0, 0)
+    own = {"in_process": {"misses": 5, "computed_rows": 4}, "in_process-1": {"disk_hits": 2}}
+    assert served_rows(own, whole=False) == served_rows(own, whole=True) == (7, 4)
 
 
 @pytest.mark.parametrize(
