@@ -14,8 +14,9 @@ import torch
 from distill_dist.assemble.device import pick_device
 from distill_dist.assemble.place import Place
 from distill_dist.comm.environment import LaunchEnvironment, read_environment
+from distill_dist.comm.members import as_all_see_it
 from distill_dist.comm.rendezvous import Store, connect_store, report_failure
-from distill_dist.comm.roles import assign_roles
+from distill_dist.comm.roles import Roles, assign_roles
 from distill_dist.config.load import dump_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
@@ -28,7 +29,39 @@ _log = logging.getLogger(__name__)
 def enter(config: RunConfig, stop: StopSignal) -> tuple[Place, RunFolder]:
     """This process's place among those of the run, once all have met, and the run's folder. Raises UserError."""
     launch = read_environment(os.environ)
-    roles = assign_roles(
+    if launch.node is None or launch.local_size == launch.world_size:
+        _roles(config, launch)  # nothing is to be learnt of the others: what is wrong is said at once
+    folder = RunFolder(Path(config.run_dir))
+    folder.log_to_file(launch.rank)
+    try:
+        if launch.rank == 0:
+            folder.claim()  # no other rank looks into the folder before it has met rank 0
+    except UserError as error:
+        _log.warning("refused: %s", error)
+        with contextlib.suppress(UserError):  # who cannot be met hides no reason
+            report_failure(_meet(config, launch, stop), launch, error)
+        raise
+    store = _meet(config, launch, stop)
+    launch = as_all_see_it(store, launch)
+    try:
+        roles = _roles(config, launch)
+        # a teacher's worker takes its device itself: a process that holds one cannot be replaced
+        is_teacher = roles.is_teacher(launch.rank)
+        device = torch.device("cpu") if is_teacher else pick_device(config.cluster.device, launch.local_rank)
+    except UserError as error:
+        _log.warning("refused: %s", error)
+        if launch.rank == 0:  # the folder is claimed: its verdict is ours
+            folder.refuse(error)
+        report_failure(store, launch, error)
+        raise
+    place = Place(launch=launch, roles=roles, store=store, device=device, run=_scope(config))
+    if place.device.type == "cpu":
+        torch.set_num_threads(_threads(config.cluster.threads, launch.local_size))
+    return place, folder
+
+
+def _roles(config: RunConfig, launch: LaunchEnvironment) -> Roles:
+    return assign_roles(
         world_size=launch.world_size,
         local_size=launch.local_size,
         teachers=config.cluster.teachers,
@@ -36,38 +69,13 @@ def enter(config: RunConfig, stop: StopSignal) -> tuple[Place, RunFolder]:
         shards=config.teacher.shards,
         node_sizes=launch.node_sizes,
     )
-    folder = RunFolder(Path(config.run_dir))
-    folder.log_to_file(launch.rank)
-    try:
-        if launch.rank == 0:
-            folder.claim()  # no other rank looks into the folder before it has met rank 0
-        # a teacher's worker takes its device itself: a process that holds one cannot be replaced
-        device = torch.device("cpu") if roles.is_teacher(launch.rank) else _device(config, launch, folder)
-    except UserError as error:
-        _log.warning("refused: %s", error)
-        with contextlib.suppress(UserError):  # who cannot be met hides no reason
-            report_failure(_meet(config, launch, stop), launch, error)
-        raise
-    store = _meet(config, launch, stop)
-    place = Place(launch=launch, roles=roles, store=store, device=device, run=_scope(config))
-    if place.device.type == "cpu":
-        torch.set_num_threads(_threads(config.cluster.threads, launch.local_size))
-    return place, folder
-
-
-def _device(config: RunConfig, launch: LaunchEnvironment, folder: RunFolder) -> torch.device:
-    try:
-        return pick_device(config.cluster.device, launch.local_rank)
-    except UserError as error:
-        if launch.rank == 0:  # the folder is claimed: its verdict is ours
-            folder.refuse(error)
-        raise
 
 
 def _meet(config: RunConfig, launch: LaunchEnvironment, stop: StopSignal) -> Store:
     return connect_store(
         launch,
         timeout_s=config.cluster.rendezvous_s,
+        silence_s=config.cluster.silence_s,
         run=_scope(config),
         settings=_digest(dump_config(_without_places(config))),
         stopped=stop.asked,

@@ -27,7 +27,8 @@ from distill_dist.assemble.training_rows import (
     served_scores,
 )
 from distill_dist.comm.environment import prepare_environment
-from distill_dist.comm.rendezvous import announce_over, peers
+from distill_dist.comm.members import peers
+from distill_dist.comm.rendezvous import announce_over
 from distill_dist.comm.students import StudentGroup
 from distill_dist.config.deepspeed_json import zero_stage
 from distill_dist.config.load import dump_config

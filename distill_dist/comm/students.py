@@ -15,6 +15,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill_dist.comm.pulse import Pulse
 from distill_dist.comm.transport import is_of_a_peer
 from distill_dist.errors import Interrupted
 
@@ -55,6 +56,7 @@ class StudentGroup:
             timeout=timeout,
         )
         self._control = None if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+        self._pulse = Pulse(store, rank=global_ranks[rank])
 
     def agree(self, value: int) -> int:
         """The largest ``value`` of all students; the same on each. Raises PeerLost."""
@@ -118,6 +120,9 @@ class StudentGroup:
         while not gone and time.monotonic() < deadline:
             time.sleep(0.02)
             gone = self.gone(self._global_ranks)
+        if not gone:
+            silent = self._pulse.silent(self._global_ranks)
+            gone = [f"{self._name(rank)}, which is silent" for rank in silent]
         whom = ", ".join(gone) or f"one of ranks {list(self._global_ranks)}"
         reason = str(error).split("This is typically")[0].strip()
         return PeerLost(f"student {self.rank} lost {whom} (limit {self._timeout_s:.0f} s): {reason}")
@@ -126,14 +131,19 @@ class StudentGroup:
         """Launched processes on this host that are dead, of ``ranks`` of the whole run, teachers too (None: all)."""
         here = socket.gethostname()
         return [
-            f"rank {rank} (process {pid} on {host})"
+            self._name(rank)
             for rank in (self._peers if ranks is None else ranks)
             for host, pid in [self._peers[rank]]
             if host == here and not _alive(pid)
         ]
 
+    def _name(self, rank: int) -> str:
+        host, pid = self._peers[rank]
+        return f"rank {rank} (process {pid} on {host})"
+
     def leave(self) -> None:
         """Destroy the group; only after every student agreed that it is done."""
+        self._pulse.end()
         dist.destroy_process_group()
 
 

@@ -14,7 +14,8 @@ from torch.distributed import rpc
 from torch.futures import Future
 
 from distill_dist.comm.environment import LaunchEnvironment, read_environment
-from distill_dist.comm.rendezvous import Store, await_ready, connect_store, peers, reach_store, report_failure
+from distill_dist.comm.members import peers
+from distill_dist.comm.rendezvous import Store, await_ready, connect_store, reach_store, report_failure
 from distill_dist.comm.rpc_world import CallFailed, RpcWorld, answered_later
 from distill_dist.comm.students import PeerLost, StudentGroup
 from distill_dist.errors import UserError
