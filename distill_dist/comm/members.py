@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 
@@ -21,15 +22,17 @@ class Member:
     pid: int
     node: int | None  # as in LaunchEnvironment
     master: str | None  # the launcher's address as seen from there; None: a loopback's
+    mark: str  # of the run folder, by rank 0; empty: it could not be claimed
 
 
-def join(store: dist.Store, launch: LaunchEnvironment) -> None:
+def join(store: dist.Store, launch: LaunchEnvironment, *, mark: str) -> None:
     """Say that this rank is there, and what it is."""
     here = Member(
         host=socket.gethostname(),
         pid=os.getpid(),
         node=launch.node,
         master=reachable_address(launch.master_address),
+        mark=mark,
     )
     store.set(f"joined/{launch.rank}", json.dumps(asdict(here)))
 
@@ -44,13 +47,12 @@ def peers(store: dist.Store, world_size: int) -> dict[int, tuple[str, int]]:
     return {rank: (member.host, member.pid) for rank, member in enumerate(members(store, world_size))}
 
 
-def as_all_see_it(store: dist.Store, launch: LaunchEnvironment) -> LaunchEnvironment:
+def as_all_see_it(known: Sequence[Member], launch: LaunchEnvironment) -> LaunchEnvironment:
     """``launch`` with what only the others can tell: how many ranks each node has, and rank 0's address.
 
     The name of a host often is 127.0.1.1 on itself (Debian), where nobody else reaches it; those on other hosts know
     its address.
     """
-    known = members(store, launch.world_size)
     nodes = [member.node for member in known]
     sizes = launch.node_sizes
     if not sizes and None not in nodes:

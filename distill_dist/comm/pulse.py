@@ -30,26 +30,25 @@ class Pulse:
         self._thread = threading.Thread(target=self._tell, daemon=True)
         self._thread.start()
 
-    def silent(self, ranks: Iterable[int]) -> list[int]:
-        """Those of ``ranks`` that gave no sign; takes SILENT_S seconds. Rank 0 where the store itself is silent."""
-        others = [rank for rank in ranks if rank != self._rank]
-        try:
-            before = self._signs(others)
-            time.sleep(SILENT_S)
-            after = self._signs(others)
-        except dist.DistError:
+    def signs(self, ranks: Iterable[int]) -> dict[int, int]:
+        """How many each of ``ranks`` gave so far; -1 for all where the store itself is silent."""
+        ranks = tuple(ranks)
+        if time.monotonic() - self._told_at <= SILENT_S:
+            with contextlib.suppress(dist.DistError):
+                return {rank: int(self._looking.add(_key(rank), 0)) for rank in ranks}
+        return dict.fromkeys(ranks, -1)
+
+    def silent_since(self, before: dict[int, int]) -> list[int]:
+        """Those without a sign since ``signs``, SILENT_S seconds or more ago. Rank 0 where the store is silent."""
+        now = self.signs(before)
+        if -1 in now.values():
             return [0]
-        return [rank for rank, one, other in zip(others, before, after, strict=True) if one == other]
+        return [rank for rank in before if rank != self._rank and now[rank] == before[rank]]
 
     def end(self) -> None:
         """No more signs; a thread inside torch's C++ when the interpreter ends would take the process down."""
         self._ended.set()
         self._thread.join(SILENT_S)
-
-    def _signs(self, ranks: list[int]) -> list[int]:
-        if time.monotonic() - self._told_at > SILENT_S:
-            raise dist.DistNetworkError("the store is silent")
-        return [int(self._looking.add(_key(rank), 0)) for rank in ranks]
 
     def _tell(self) -> None:
         with contextlib.suppress(dist.DistError):

@@ -30,13 +30,14 @@ def connect_store(
     silence_s: float = 60.0,
     run: str = "",
     settings: str = "",
+    mark: str = "",
     stopped: Callable[[], bool] = lambda: False,
 ) -> Store:
     """The store at the launcher's address once every rank has joined. Raises UserError naming the missing ranks.
 
     ``run`` names the run: where its port is another run's, whose rank 0 answers there, it must not disturb that.
-    ``settings`` must be the same on all ranks. Raises Interrupted once ``stopped`` says so. A question to the store
-    fails after ``silence_s`` without an answer.
+    ``settings`` must be the same on all ranks, which learn rank 0's ``mark``. A question to the store fails after
+    ``silence_s`` without an answer. Raises Interrupted once ``stopped`` says so.
     """
     wait = _Wait(time.monotonic() + timeout_s, timeout_s, stopped)
     scoped = _scoped(_open_store(launch, wait, silence_s), run, launch)
@@ -46,7 +47,7 @@ def connect_store(
             "to another start of this run; wait for its end, or take another port (deepspeed --master_port N)"
         )
     scoped.set(f"settings/{launch.rank}", settings)
-    join(scoped, launch)
+    join(scoped, launch, mark=mark)
     _await_all(scoped, launch, wait)
     others = [r for r in range(launch.world_size) if scoped.get(f"settings/{r}").decode() != settings]
     if others:

@@ -6,9 +6,9 @@ to it is whole; a link that is cut sends no word, so that its clients would wait
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
+import stat
 import struct
 from collections.abc import Iterator
 
@@ -53,12 +53,17 @@ def _connections(port: int) -> Iterator[socket.socket]:
     """Of this process to ``port``, whoever opened them; torch does not tell its own."""
     for name in os.listdir("/proc/self/fd"):
         try:
-            connection = socket.socket(fileno=os.dup(int(name)))
+            # a look must not open and close what is no socket: that would let go of the lock on a file (fcntl)
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            connection = socket.socket(fileno=int(name))
         except OSError:
-            continue  # no socket, or closed meanwhile
-        with contextlib.closing(connection):
+            continue  # closed meanwhile
+        try:
             if _peer_port(connection) == port:
                 yield connection
+        finally:
+            connection.detach()  # it stays open, and torch's
 
 
 def _peer_port(connection: socket.socket) -> int | None:

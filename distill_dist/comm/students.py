@@ -15,12 +15,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill_dist.comm.pulse import Pulse
+from distill_dist.comm.pulse import SILENT_S, Pulse
 from distill_dist.comm.transport import is_of_a_peer
 from distill_dist.errors import Interrupted
-
-# Longest wait for a sibling whose connection broke to be seen as dead; only to name it.
-DYING_S = 2.0
 
 
 class PeerLost(Interrupted):
@@ -114,15 +111,16 @@ class StudentGroup:
 
     def lost(self, error: Exception) -> PeerLost:
         """What to raise when a collective failed with ``error``: names the siblings that are gone."""
-        gone = self.gone(self._global_ranks)
-        # A dying process closes its sockets some time before it counts as dead.
-        deadline = time.monotonic() + DYING_S
+        gone, before = self.gone(self._global_ranks), self._pulse.signs(self._global_ranks)
+        # A dying process closes its sockets some time before it counts as dead; and only here: what became of those
+        # on other hosts, or hangs, their signs of life say.
+        deadline = time.monotonic() + SILENT_S
         while not gone and time.monotonic() < deadline:
             time.sleep(0.02)
             gone = self.gone(self._global_ranks)
         if not gone:
-            silent = self._pulse.silent(self._global_ranks)
-            gone = [f"{self._name(rank)}, which is silent" for rank in silent]
+            silent = self._pulse.silent_since(before)
+            gone = [f"{self._name(rank)}, which gives no sign of life" for rank in silent]
         whom = ", ".join(gone) or f"one of ranks {list(self._global_ranks)}"
         reason = str(error).split("This is typically")[0].strip()
         return PeerLost(f"student {self.rank} lost {whom} (limit {self._timeout_s:.0f} s): {reason}")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from tiny import REPOSITORY, Started, environment, start, wait_until
+from tiny import REPOSITORY, wait_until
 
 from cluster.apt import install
 
@@ -166,10 +166,6 @@ class Hosts:
         spaces = ["nsenter", "--target", str(first.pid), "--net", "--uts", "--pid", "--mount"]
         return [*spaces, "env", "-C", str(REPOSITORY), *command]
 
-    def start_on(self, host: str, *command: str, logs: Path, **variables: str) -> Started:
-        """Start ``command`` there."""
-        return start([self.command(host, *command)], [environment(**variables)], logs=logs, port=0)
-
     @contextmanager
     def cut(self, host: str) -> Iterator[None]:
         """Its cable is out of the bridge while the block runs: nothing comes back, not even an error."""
@@ -198,6 +194,18 @@ class Hosts:
                 if here_too and process.name() != "sshd" and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
+
+    def run(self, host: str, *command: str) -> None:
+        """``command`` there, to its end. AssertionError where it fails."""
+        _run(*self.command(host, *command))
+
+    def clear(self) -> None:
+        """Kill what runs there."""
+        left = [process for host in self.names for process in self.processes(host)]
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=STOP_LIMIT_S)
 
     @property
     def _bridge(self) -> str:

@@ -74,19 +74,23 @@ def collectives(victim: int) -> dict[str, Any]:
 
 
 def hung_sibling(timeout_s: float) -> dict[str, Any]:
-    """Rank 1 comes to no collective; the others give up after ``timeout_s``."""
+    """Rank 1 is stopped, rank 2 comes to no collective either, but lives; rank 0 gives up after ``timeout_s``."""
     launch, store = _meet()
     group = _group(launch, store, timeout_s=timeout_s)
     group.agree(0)
     start = time.monotonic()
-    if launch.rank == 1:
-        time.sleep(timeout_s + 6)
+    if launch.rank:
+        store.wait(["given up"])
         return {}
+    stopped = peers(store, launch.world_size)[1][1]
+    os.kill(stopped, signal.SIGSTOP)
     try:
         group.agree(0)
     except PeerLost as error:
-        return {"lost": str(error), "seconds": time.monotonic() - start}
-    return {}
+        found = {"lost": str(error), "seconds": time.monotonic() - start, "stopped": stopped}
+    os.kill(stopped, signal.SIGCONT)
+    store.set("given up", "")
+    return found
 
 
 def echo(value: int) -> int:

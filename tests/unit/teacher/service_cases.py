@@ -102,6 +102,9 @@ class FakeWorld:
     def has_changed(self, generation: int) -> bool:
         return self.asked > generation
 
+    def where(self, peer: str) -> str:
+        return f"{peer} on this machine"
+
     def await_standing(self, generation: int, timeout_s: float) -> bool:
         """Who waits here gets a world of all that live, if one was asked for."""
         if self.asked <= generation or timeout_s <= 0:
