@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from distill_dist.comm.pulse import SILENT_S, Pulse
 from distill_dist.comm.transport import is_of_a_peer
@@ -45,6 +46,9 @@ class StudentGroup:
         self.rank, self.size = rank, len(global_ranks)
         self._global_ranks, self._peers, self._timeout_s = global_ranks, peers, timeout_s
         timeout = timedelta(seconds=timeout_s)
+        # DeepSpeed makes groups of its own and gives them no limit: torch's would be 30 minutes (10 with NCCL)
+        distributed_c10d.default_pg_timeout = timeout
+        distributed_c10d.default_pg_nccl_timeout = timeout
         dist.init_process_group(
             backend,
             store=dist.PrefixStore("students", store),

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed import rpc
 from torch.futures import Future
 
@@ -77,6 +78,7 @@ def hung_sibling(timeout_s: float) -> dict[str, Any]:
     """Rank 1 is stopped, rank 2 comes to no collective either, but lives; rank 0 gives up after ``timeout_s``."""
     launch, store = _meet()
     group = _group(launch, store, timeout_s=timeout_s)
+    deepspeeds = dist.new_group()  # which gives it no limit
     group.agree(0)
     start = time.monotonic()
     if launch.rank:
@@ -85,7 +87,8 @@ def hung_sibling(timeout_s: float) -> dict[str, Any]:
     stopped = peers(store, launch.world_size)[1][1]
     os.kill(stopped, signal.SIGSTOP)
     try:
-        group.agree(0)
+        with group.naming_the_lost():
+            dist.all_reduce(torch.zeros(1), group=deepspeeds)
     except PeerLost as error:
         found = {"lost": str(error), "seconds": time.monotonic() - start, "stopped": stopped}
     os.kill(stopped, signal.SIGCONT)
