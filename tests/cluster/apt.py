@@ -27,6 +27,14 @@ def install(packages: Mapping[str, str]) -> None:
     assert not _missing(packages), f"{' '.join(command)}: {(done.stderr or done.stdout)[-500:]}"
 
 
+def cannot_install(packages: Mapping[str, str]) -> str | None:
+    """Why they cannot be had; None where they are there, or apt is."""
+    missing = _missing(packages)
+    if missing and shutil.which("apt-get") is None:
+        return f"{' '.join(missing)} are not installed, and there is no apt-get to install them"
+    return None
+
+
 def _missing(packages: Mapping[str, str]) -> list[str]:
     return sorted({package for program, package in packages.items() if not shutil.which(program)})
 

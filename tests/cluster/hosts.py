@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 import psutil
 from tiny import REPOSITORY, wait_until
 
-from cluster.apt import install
+from cluster.apt import cannot_install, install
 
 PACKAGES = {"sshd": "openssh-server", "ssh": "openssh-client", "pdsh": "pdsh", "ip": "iproute2"}
 START_LIMIT_S = 30.0
@@ -56,7 +57,7 @@ def unfit() -> str | None:
     """Why this machine cannot have hosts; None when it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    return None
+    return cannot_install(PACKAGES)
 
 
 def install_hosts() -> None:
@@ -78,6 +79,7 @@ class Hosts:
 
     def start(self) -> None:
         """All of them, until each reaches every other by ssh."""
+        _sweep()
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it; Debian makes it at boot
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "key"))
         _run("ip", "netns", "add", self._bridge)
@@ -131,6 +133,7 @@ class Hosts:
 
     def _boot(self, host: str) -> None:
         command = [
+            "setpriv", "--pdeathsig", "KILL",  # tests that are killed leave no host
             "ip", "netns", "exec", self._space(host), "unshare", "--uts", "--pid", "--fork", "--mount-proc",
             "--kill-child", "sh", "-c", f"hostname {host} && exec {shutil.which('sshd')} -D -e",
         ]  # fmt: skip
@@ -152,9 +155,8 @@ class Hosts:
                 for child in psutil.Process(root.pid).children():
                     child.kill()  # the first of its namespace: all others go with it
             root.wait(STOP_LIMIT_S)
-        for space in (*map(self._space, self._roots), self._bridge):
-            subprocess.run(["ip", "netns", "del", space], check=False, capture_output=True)
-            shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
+        for space in (*map(self._space, self.names), self._bridge):
+            _remove(space)
         with contextlib.suppress(OSError):
             Path("/etc/netns").rmdir()
 
@@ -213,6 +215,19 @@ class Hosts:
 
     def _space(self, host: str) -> str:
         return f"dd{os.getpid()}{host}"
+
+
+def _remove(space: str) -> None:
+    subprocess.run(["ip", "netns", "del", space], check=False, capture_output=True)
+    shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """Remove the namespaces of tests that were killed."""
+    for path in Path("/run/netns").glob("dd*"):
+        owner = re.fullmatch(r"dd(\d+)(?:h\d+)?", path.name)
+        if owner and not psutil.pid_exists(int(owner[1])):
+            _remove(path.name)
 
 
 def _run(*command: str) -> None:
