@@ -166,7 +166,7 @@ class RpcWorld:
         except RuntimeError as error:
             if self.has_changed(generation):
                 raise WorldChanged(f"{peer} is met again in another world") from error
-            raise CallFailed(f"{peer} cannot be called: {str(error).splitlines()[0]}") from error
+            raise CallFailed(f"{self.where(peer)} cannot be called: {str(error).splitlines()[0]}") from error
         finally:
             self._standing.release()
         return Reply(self.where(peer), future, lambda: not self.has_changed(generation))
