@@ -3,7 +3,8 @@
 # make matrix  every combination of route, ZeRO stage, kernel, checkpointing, accumulation and precision (slow)
 # make crash   200 and more processes killed at random moments, 50 of them real runs: the same samples come out (slow)
 # make faults  50 faults of teachers under a run, five of each of ten kinds: the same weights come out (slow)
-# make cluster jobs on a real Slurm of four nodes on this machine, as root: requeues, lost nodes, arrays (slow)
+# make cluster jobs on a real Slurm of four nodes on this machine, as root: requeues, lost nodes, arrays; and runs by
+#              deepspeed --hostfile and torchrun over two hosts in network namespaces: cut links, names (slow)
 # make lint    ruff and mypy
 # make bench   measurements (slow)
 # make bench-curriculum   the curriculum at 1e7 to 1e9 rows against Mosaic Streaming and DeepSpeed (slow, 30 GB of disk)
@@ -72,7 +73,7 @@ faults: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_FAULTS=$(FAULTS) $(BIN)/python -m pytest -s -p no:cacheprovider \
 		tests/e2e/test_teacher_faults.py tests/e2e/test_sharded_replicas.py
 
-# Slurm is installed by apt where it is missing; its daemons end with the tests
+# Slurm, sshd and pdsh are installed by apt where they are missing; their daemons end with the tests
 cluster: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_WHOLE_CLUSTER=1 $(BIN)/python -m pytest -p no:cacheprovider tests/cluster
 

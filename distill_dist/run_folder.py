@@ -9,14 +9,17 @@ snapshots/  plans/  served/                  of the curriculum: scores, the epoc
 model/                                       the best epoch as a Hugging Face folder
 summary.json                                 the result
 .lock                                        host and process of the run that is under way
+.mark                                        by which its ranks tell that they share the folder
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import time
@@ -33,6 +36,7 @@ from distill_dist.durable import (
     recover_folders,
     remove_stale,
     sha256_file,
+    write_durable,
     write_json,
 )
 from distill_dist.errors import Interrupted, UserError
@@ -60,18 +64,33 @@ class RunFolder:
         self.served = path / "served"
         self.summary = path / "summary.json"
 
-    def claim(self) -> None:
+    def claim(self) -> str:
         """Make the folder this process's own and tidy up what a crash left. Rank 0 only, before the others look.
 
-        Raises UserError where another run is under way in it, or where it holds a `model` that no run wrote.
+        Returns what :meth:`has_mark` asks for on other hosts. Raises UserError where another run is under way in it, or
+        where it holds a `model` that no run wrote.
         """
         try:
             self._lock()
             self._refuse_a_strangers_model()
             self._bury()
             self._tidy()
+            mark = secrets.token_hex(8)
+            write_durable(self.path / ".mark", lambda temporary: temporary.write_text(mark, encoding="utf-8"))
         except OSError as error:
             raise UserError(f"run_dir={self.path} cannot be used: {error}") from error
+        return mark
+
+    def has_mark(self, mark: str, *, timeout_s: float) -> bool:
+        """Whether this is the folder that another process claimed; a network's file system may take ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with contextlib.suppress(OSError):
+                if (self.path / ".mark").read_text(encoding="utf-8") == mark:
+                    return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
 
     def _refuse_a_strangers_model(self) -> None:
         if self.model.exists() and not self._is_ours():
@@ -83,7 +102,7 @@ class RunFolder:
     def _tidy(self) -> None:
         recover_folders(self.path, "model")
         recover_folders(self.checkpoints, "step-*")
-        for pattern in ("model", "*.json", "trace-*.jsonl"):
+        for pattern in ("model", "*.json", "trace-*.jsonl", ".mark"):
             remove_stale(self.path, pattern)
         remove_stale(self.checkpoints, "step-*")
         remove_stale(self.path / "teachers", "rank-*.yaml")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import torch
 from distill_dist.assemble.device import pick_device
 from distill_dist.assemble.place import Place
 from distill_dist.comm.environment import LaunchEnvironment, read_environment
+from distill_dist.comm.members import Member, as_all_see_it, members
 from distill_dist.comm.rendezvous import Store, connect_store, report_failure
-from distill_dist.comm.roles import assign_roles
+from distill_dist.comm.roles import Roles, assign_roles
 from distill_dist.config.load import dump_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
@@ -23,12 +25,50 @@ from distill_dist.run_folder import RunFolder
 from distill_dist.stop_signal import StopSignal
 
 _log = logging.getLogger(__name__)
+# How long a network's file system may take to show other hosts a new file; they usually see it at once.
+SHARED_S = 20.0
 
 
 def enter(config: RunConfig, stop: StopSignal) -> tuple[Place, RunFolder]:
     """This process's place among those of the run, once all have met, and the run's folder. Raises UserError."""
     launch = read_environment(os.environ)
-    roles = assign_roles(
+    if launch.node is None or launch.local_size == launch.world_size:
+        _roles(config, launch)  # nothing is to be learnt of the others: what is wrong is said at once
+    folder = RunFolder(Path(config.run_dir))
+    folder.log_to_file(launch.rank)
+    mark = ""
+    try:
+        if launch.rank == 0:
+            mark = folder.claim()  # no other rank looks into the folder before it has met rank 0
+    except UserError as error:
+        _log.warning("refused: %s", error)
+        with contextlib.suppress(UserError):  # who cannot be met hides no reason
+            report_failure(_meet(config, launch, stop, mark), launch, error)
+        raise
+    store = _meet(config, launch, stop, mark)
+    known = members(store, launch.world_size)
+    launch = as_all_see_it(known, launch)
+    try:
+        roles = _roles(config, launch)
+        # a teacher's worker takes its device itself: a process that holds one cannot be replaced
+        is_teacher = roles.is_teacher(launch.rank)
+        device = torch.device("cpu") if is_teacher else pick_device(config.cluster.device, launch.local_rank)
+        if not is_teacher:
+            _check_shared(folder, known[0])
+    except UserError as error:
+        _log.warning("refused: %s", error)
+        if launch.rank == 0:  # the folder is claimed: its verdict is ours
+            folder.refuse(error)
+        report_failure(store, launch, error)
+        raise
+    place = Place(launch=launch, roles=roles, store=store, device=device, run=_scope(config))
+    if place.device.type == "cpu":
+        torch.set_num_threads(_threads(config.cluster.threads, launch.local_size))
+    return place, folder
+
+
+def _roles(config: RunConfig, launch: LaunchEnvironment) -> Roles:
+    return assign_roles(
         world_size=launch.world_size,
         local_size=launch.local_size,
         teachers=config.cluster.teachers,
@@ -36,40 +76,25 @@ def enter(config: RunConfig, stop: StopSignal) -> tuple[Place, RunFolder]:
         shards=config.teacher.shards,
         node_sizes=launch.node_sizes,
     )
-    folder = RunFolder(Path(config.run_dir))
-    folder.log_to_file(launch.rank)
-    try:
-        if launch.rank == 0:
-            folder.claim()  # no other rank looks into the folder before it has met rank 0
-        # a teacher's worker takes its device itself: a process that holds one cannot be replaced
-        device = torch.device("cpu") if roles.is_teacher(launch.rank) else _device(config, launch, folder)
-    except UserError as error:
-        _log.warning("refused: %s", error)
-        with contextlib.suppress(UserError):  # who cannot be met hides no reason
-            report_failure(_meet(config, launch, stop), launch, error)
-        raise
-    store = _meet(config, launch, stop)
-    place = Place(launch=launch, roles=roles, store=store, device=device, run=_scope(config))
-    if place.device.type == "cpu":
-        torch.set_num_threads(_threads(config.cluster.threads, launch.local_size))
-    return place, folder
 
 
-def _device(config: RunConfig, launch: LaunchEnvironment, folder: RunFolder) -> torch.device:
-    try:
-        return pick_device(config.cluster.device, launch.local_rank)
-    except UserError as error:
-        if launch.rank == 0:  # the folder is claimed: its verdict is ours
-            folder.refuse(error)
-        raise
+def _check_shared(folder: RunFolder, first: Member) -> None:
+    """Raises UserError where a student would go on from other checkpoints and scores than rank 0."""
+    if first.mark and not folder.has_mark(first.mark, timeout_s=SHARED_S):
+        raise UserError(
+            f"run_dir={folder.path} on {socket.gethostname()} is not the folder that rank 0 has on {first.host}: "
+            "students share one (NFS, say), since checkpoints and scores lie in it"
+        )
 
 
-def _meet(config: RunConfig, launch: LaunchEnvironment, stop: StopSignal) -> Store:
+def _meet(config: RunConfig, launch: LaunchEnvironment, stop: StopSignal, mark: str) -> Store:
     return connect_store(
         launch,
         timeout_s=config.cluster.rendezvous_s,
+        silence_s=config.cluster.silence_s,
         run=_scope(config),
         settings=_digest(dump_config(_without_places(config))),
+        mark=mark,
         stopped=stop.asked,
     )
 

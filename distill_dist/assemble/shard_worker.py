@@ -48,7 +48,10 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     attempts = Attempts(
-        reach_store(launch, timeout_s=config.cluster.rendezvous_s, run=job.run), leader=job.leader
+        reach_store(
+            launch, timeout_s=config.cluster.rendezvous_s, silence_s=config.cluster.silence_s, run=job.run
+        ),
+        leader=job.leader,
     )
     give_up = functools.partial(_give_up, attempts, job.attempt)
     try:

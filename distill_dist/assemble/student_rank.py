@@ -30,7 +30,7 @@ from distill_dist.assemble.training_rows import (
 )
 from distill_dist.assemble.wire_report import Costs
 from distill_dist.comm.environment import prepare_environment
-from distill_dist.comm.rendezvous import peers
+from distill_dist.comm.members import peers
 from distill_dist.comm.students import StudentGroup
 from distill_dist.config.deepspeed_json import zero_stage
 from distill_dist.config.load import dump_config

@@ -109,7 +109,9 @@ def _serve(config: RunConfig, launch: LaunchEnvironment, job: HostJob, host: Tea
     open_host(host)
     pin_interface(os.environ, launch.master_address)
     world = RpcWorld(
-        reach_store(launch, timeout_s=config.cluster.rendezvous_s, run=job.run),
+        reach_store(
+            launch, timeout_s=config.cluster.rendezvous_s, silence_s=config.cluster.silence_s, run=job.run
+        ),
         name=job.name,
         students=tuple(job.students),
         hosts=tuple(job.hosts),
@@ -157,7 +159,9 @@ def _worker(config: RunConfig, launch: LaunchEnvironment, job: HostJob) -> Worke
         return WorkerProcess(
             lambda connection: _start_worker(job, launch, connection), start_s=start_s, deadline_s=deadline_s
         )
-    store = reach_store(launch, timeout_s=config.cluster.rendezvous_s, run=job.run)
+    store = reach_store(
+        launch, timeout_s=config.cluster.rendezvous_s, silence_s=config.cluster.silence_s, run=job.run
+    )
     return ReplicaProcess(
         lambda connection, attempt: _start_leader(job, launch, connection, attempt),
         Attempts(store, leader=launch.rank),

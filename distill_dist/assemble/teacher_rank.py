@@ -222,7 +222,7 @@ def _stand_by(
             raise Interrupted(f"teacher {place.rank} left: {reason}")
         time.sleep(0.2)
     if watch.over is None:
-        raise Interrupted(f"teacher {place.rank} left: student 0 is gone")
+        raise Interrupted(_orphaned(place))
 
 
 def _end_late(host: _Host, place: Place, watch: _Watch) -> None:
@@ -236,8 +236,13 @@ def _end_late(host: _Host, place: Place, watch: _Watch) -> None:
             return _end(host, place, line["left"])
     host.kill()
     if watch.over is None:
-        raise Interrupted(f"teacher {place.rank} left: student 0 is gone")
+        raise Interrupted(_orphaned(place))
     return None
+
+
+def _orphaned(place: Place) -> str:
+    where = place.launch.master_address
+    return f"teacher {place.rank} left: student 0, which keeps the store at {where}, is gone or cut off"
 
 
 class _Watch:

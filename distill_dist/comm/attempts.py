@@ -16,6 +16,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch.distributed as dist
 
 from distill_dist.comm.rendezvous import Store
+from distill_dist.comm.silence import clone_store
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,7 +63,7 @@ class Attempts:
 
     def clone(self) -> Attempts:
         """The same for another thread: a wait in one blocks the other."""
-        return Attempts(self._run_store.clone(), leader=self._leader)  # type: ignore[attr-defined]
+        return Attempts(clone_store(self._run_store), leader=self._leader)
 
     @_asking
     def begin(self) -> int:

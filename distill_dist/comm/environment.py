@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 from collections.abc import Mapping, MutableMapping
@@ -32,6 +33,7 @@ class LaunchEnvironment:
     node_sizes: tuple[
         int, ...
     ] = ()  # processes of each node, in the order of ranks; empty: ``local_size`` on all
+    node: int | None = None  # number of its node; None: the launcher does not say
 
 
 def read_environment(environment: MutableMapping[str, str]) -> LaunchEnvironment:
@@ -54,7 +56,16 @@ def read_environment(environment: MutableMapping[str, str]) -> LaunchEnvironment
         master_port=_port(environment),
         agent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         attempt=_number(environment, "TORCHELASTIC_RESTART_COUNT"),
+        node=_node(environment),
     )
+
+
+def _node(environment: Mapping[str, str]) -> int | None:
+    """DeepSpeed's launcher and torchrun each have a name for it."""
+    for name in ("CROSS_RANK", "GROUP_RANK"):
+        if environment.get(name):
+            return _number(environment, name)
+    return None
 
 
 def is_slurm_task(environment: Mapping[str, str]) -> bool:
@@ -144,6 +155,18 @@ def pin_interface(environment: MutableMapping[str, str], address: str) -> None:
     if interface is not None:
         for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             environment.setdefault(name, interface)
+
+
+def reachable_address(name: str) -> str | None:
+    """The first address of ``name`` that other hosts could reach too; None: it has none here but the loopback's."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return None
+    addresses = [str(place[0]) for *_, place in found]
+    return next(
+        (text for text in addresses if not ipaddress.ip_address(text.split("%")[0]).is_loopback), None
+    )
 
 
 def route_interface(address: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import threading
 import time
@@ -16,6 +15,8 @@ import torch.distributed as dist
 from torch.distributed import Store as Store
 
 from distill_dist.comm.environment import LaunchEnvironment
+from distill_dist.comm.members import join
+from distill_dist.comm.silence import limit_silence
 from distill_dist.errors import Interrupted, UserError, shared_error
 
 # Longest that a failed rank 0 keeps the store open for the others; they may still be loading their models.
@@ -26,24 +27,27 @@ def connect_store(
     launch: LaunchEnvironment,
     *,
     timeout_s: float,
+    silence_s: float = 60.0,
     run: str = "",
     settings: str = "",
+    mark: str = "",
     stopped: Callable[[], bool] = lambda: False,
 ) -> Store:
     """The store at the launcher's address once every rank has joined. Raises UserError naming the missing ranks.
 
     ``run`` names the run: where its port is another run's, whose rank 0 answers there, it must not disturb that.
-    ``settings`` must be the same on all ranks. Raises Interrupted once ``stopped`` says so.
+    ``settings`` must be the same on all ranks, which learn rank 0's ``mark``. A question to the store fails after
+    ``silence_s`` without an answer. Raises Interrupted once ``stopped`` says so.
     """
     wait = _Wait(time.monotonic() + timeout_s, timeout_s, stopped)
-    scoped = _scoped(_open_store(launch, wait), run, launch)
+    scoped = _scoped(_open_store(launch, wait, silence_s), run, launch)
     if scoped.add(f"joining/{launch.rank}", 1) > 1:
         raise UserError(
             f"a rank {launch.rank} has joined at {launch.master_address}:{launch.master_port} before: the port belongs "
             "to another start of this run; wait for its end, or take another port (deepspeed --master_port N)"
         )
     scoped.set(f"settings/{launch.rank}", settings)
-    scoped.set(f"joined/{launch.rank}", f"{socket.gethostname()} {os.getpid()}")
+    join(scoped, launch, mark=mark)
     _await_all(scoped, launch, wait)
     others = [r for r in range(launch.world_size) if scoped.get(f"settings/{r}").decode() != settings]
     if others:
@@ -54,11 +58,11 @@ def connect_store(
     return scoped
 
 
-def reach_store(launch: LaunchEnvironment, *, timeout_s: float, run: str) -> Store:
+def reach_store(launch: LaunchEnvironment, *, timeout_s: float, silence_s: float = 60.0, run: str) -> Store:
     """The store of :func:`connect_store` for a process of a rank that has joined already, and is not rank 0."""
     assert launch.rank
     wait = _Wait(time.monotonic() + timeout_s, timeout_s, lambda: False)
-    return _scoped(_open_store(launch, wait), run, launch)
+    return _scoped(_open_store(launch, wait, silence_s), run, launch)
 
 
 def _scoped(store: Store, run: str, launch: LaunchEnvironment) -> Store:
@@ -80,7 +84,7 @@ class _Wait:
         return time.monotonic() > self.deadline
 
 
-def _open_store(launch: LaunchEnvironment, wait: _Wait) -> Store:
+def _open_store(launch: LaunchEnvironment, wait: _Wait, silence_s: float) -> Store:
     """The bare store. In a thread, because a port that accepts and never answers holds torch's client for ever."""
     found: SimpleQueue[Store | Exception] = SimpleQueue()
 
@@ -111,6 +115,7 @@ def _open_store(launch: LaunchEnvironment, wait: _Wait) -> Store:
             f"{launch.master_address}:{launch.master_port} within {wait.timeout_s:.0f} s: {result}; is the port taken "
             "by another run (deepspeed --master_port N), or the address not reachable from this host?"
         ) from result
+    limit_silence(launch.master_port, silence_s)
     return result
 
 
@@ -173,15 +178,6 @@ def await_ready(store: Store, launch: LaunchEnvironment, *, timeout_s: float) ->
 
 def _said(reason: str) -> UserError:
     return shared_error(f"another rank failed: {reason}", said=True)
-
-
-def peers(store: Store, world_size: int) -> dict[int, tuple[str, int]]:
-    """Host name and process id of every rank, as it joined."""
-    found = {}
-    for rank in range(world_size):
-        host, pid = store.get(f"joined/{rank}").decode().split()
-        found[rank] = (host, int(pid))
-    return found
 
 
 def free_port(address: str) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import socket
 import threading
 import time
 import warnings
@@ -25,6 +26,7 @@ from torch.distributed import rpc
 from torch.futures import Future
 
 from distill_dist.comm.rendezvous import free_port
+from distill_dist.comm.silence import clone_store, limit_silence
 from distill_dist.comm.stood_down import stood_down
 
 answered_later = rpc.functions.async_execution
@@ -55,6 +57,7 @@ def _rendezvous(url: str, **_: Any) -> Iterator[tuple[dist.Store, int, int]]:
         timeout=timedelta(seconds=float(query["timeout_s"])),
         wait_for_workers=False,
     )
+    limit_silence(place.port, ENTER_S)
     yield store, rank, size
 
 
@@ -149,10 +152,12 @@ class RpcWorld:
         self._name, self._students, self._all_hosts = name, students, hosts
         self._address, self._timeout_s = address, timeout_s
         # a store per thread: a wait in one blocks the others
-        self._store, self._asking = store.clone(), store.clone()  # type: ignore[attr-defined]
+        self._store, self._asking = clone_store(store), clone_store(store)
         self._asking_lock, self._standing = threading.Lock(), threading.Lock()
         self.generation = -1
         self.hosts: tuple[str, ...] = ()
+        self._at: dict[str, str] = {}  # name of the machine of each member
+        self._store_is_gone = False
         self._leaving = threading.Event()
         self._failed = 0  # worlds in a row that were not entered
         if replaces:
@@ -173,20 +178,29 @@ class RpcWorld:
         except RuntimeError as error:
             if self.has_changed(generation):
                 raise WorldChanged(f"{peer} is met again in another world") from error
-            raise CallFailed(f"{peer} cannot be called: {str(error).splitlines()[0]}") from error
+            raise CallFailed(f"{self.where(peer)} cannot be called: {str(error).splitlines()[0]}") from error
         finally:
             self._standing.release()
-        return Reply(peer, future, lambda: not self.has_changed(generation))
+        return Reply(self.where(peer), future, lambda: not self.has_changed(generation))
+
+    def where(self, peer: str) -> str:
+        """``peer`` and its machine, for messages."""
+        return f"{peer} on {self._at[peer]}" if peer in self._at else peer
 
     def has_changed(self, generation: int) -> bool:
         """Whether another generation than ``generation`` was asked for; where the store is gone, none ever will be."""
         if generation != self.generation:
             return True
-        try:
-            with self._asking_lock:
+        with self._asking_lock:
+            if self._store_is_gone:
+                return False
+            try:
                 return int(self._asking.add("rpc/generation", 0)) > generation
-        except dist.DistError:
-            return False
+            except dist.DistError:
+                self._store_is_gone = (
+                    True  # what it did not answer in time must not be taken for another answer
+                )
+                return False
 
     def await_standing(self, generation: int, timeout_s: float) -> bool:
         """Whether a later generation than ``generation`` stands before ``timeout_s`` seconds are over."""
@@ -243,6 +257,7 @@ class RpcWorld:
             if self._name in formed["names"] and self._enter(generation, formed):
                 self._failed = 0
                 self.hosts = tuple(name for name in formed["names"] if name in self._all_hosts)
+                self._at = formed["at"]
                 self.generation = generation
                 _log.info("world %d: %s", generation, ", ".join(formed["names"]))
                 return
@@ -253,7 +268,7 @@ class RpcWorld:
 
     def _form(self, generation: int, deadline: float) -> dict[str, Any] | None:
         """Who meets in ``generation`` and at which port; None where a later one was asked for. Raises TimeoutError."""
-        self._store.set(f"rpc/{generation}/here/{self._name}", "")
+        self._store.set(f"rpc/{generation}/here/{self._name}", socket.gethostname())
         key = f"rpc/{generation}/formed"
         hosts_until = None
         while not self._store.check([key]):
@@ -270,8 +285,13 @@ class RpcWorld:
                 # every host has to come to the first world
                 hosts_until = hosts_until or (time.monotonic() + REFORM_S if generation else deadline)
                 if not missing or time.monotonic() > hosts_until:
-                    within_s = enter_s(generation, self._failed)
-                    formed = {"names": here, "port": free_port(self._address), "within_s": within_s}
+                    at = {name: self._store.get(f"rpc/{generation}/here/{name}").decode() for name in here}
+                    formed = {
+                        "names": here,
+                        "at": at,
+                        "port": free_port(self._address),
+                        "within_s": enter_s(generation, self._failed),
+                    }
                     self._store.set(key, json.dumps(formed))
                     return formed
             time.sleep(0.02)

@@ -14,12 +14,11 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
+from distill_dist.comm.pulse import SILENT_S, Pulse
 from distill_dist.comm.transport import is_of_a_peer
 from distill_dist.errors import Interrupted
-
-# Longest wait for a sibling whose connection broke to be seen as dead; only to name it.
-DYING_S = 2.0
 
 
 class PeerLost(Interrupted):
@@ -47,6 +46,9 @@ class StudentGroup:
         self.rank, self.size = rank, len(global_ranks)
         self._global_ranks, self._peers, self._timeout_s = global_ranks, peers, timeout_s
         timeout = timedelta(seconds=timeout_s)
+        # DeepSpeed makes groups of its own and gives them no limit: torch's would be 30 minutes (10 with NCCL)
+        distributed_c10d.default_pg_timeout = timeout
+        distributed_c10d.default_pg_nccl_timeout = timeout
         dist.init_process_group(
             backend,
             store=dist.PrefixStore("students", store),
@@ -55,6 +57,7 @@ class StudentGroup:
             timeout=timeout,
         )
         self._control = None if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+        self._pulse = Pulse(store, rank=global_ranks[rank])
 
     def agree(self, value: int) -> int:
         """The largest ``value`` of all students; the same on each. Raises PeerLost."""
@@ -112,12 +115,16 @@ class StudentGroup:
 
     def lost(self, error: Exception) -> PeerLost:
         """What to raise when a collective failed with ``error``: names the siblings that are gone."""
-        gone = self.gone(self._global_ranks)
-        # A dying process closes its sockets some time before it counts as dead.
-        deadline = time.monotonic() + DYING_S
+        gone, before = self.gone(self._global_ranks), self._pulse.signs(self._global_ranks)
+        # A dying process closes its sockets some time before it counts as dead; and only here: what became of those
+        # on other hosts, or hangs, their signs of life say.
+        deadline = time.monotonic() + SILENT_S
         while not gone and time.monotonic() < deadline:
             time.sleep(0.02)
             gone = self.gone(self._global_ranks)
+        if not gone:
+            silent = self._pulse.silent_since(before)
+            gone = [f"{self._name(rank)}, which gives no sign of life" for rank in silent]
         whom = ", ".join(gone) or f"one of ranks {list(self._global_ranks)}"
         reason = str(error).split("This is typically")[0].strip()
         return PeerLost(f"student {self.rank} lost {whom} (limit {self._timeout_s:.0f} s): {reason}")
@@ -126,14 +133,19 @@ class StudentGroup:
         """Launched processes on this host that are dead, of ``ranks`` of the whole run, teachers too (None: all)."""
         here = socket.gethostname()
         return [
-            f"rank {rank} (process {pid} on {host})"
+            self._name(rank)
             for rank in (self._peers if ranks is None else ranks)
             for host, pid in [self._peers[rank]]
             if host == here and not _alive(pid)
         ]
 
+    def _name(self, rank: int) -> str:
+        host, pid = self._peers[rank]
+        return f"rank {rank} (process {pid} on {host})"
+
     def leave(self) -> None:
         """Destroy the group; only after every student agreed that it is done."""
+        self._pulse.end()
         dist.destroy_process_group()
 
 

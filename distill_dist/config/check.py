@@ -85,6 +85,7 @@ RANGES: dict[str, Range] = {
     "student.dropout": Range(0, 1, high_open=True),
     "teacher.shards": Range(1, 4096),
     "teacher.prefetch": Range(1, 256),
+    "cluster.silence_s": _SECONDS,
     "teacher.deadline_s": _SECONDS,
     "teacher.patience_s": _SECONDS,
     "teacher.lease_s": _SECONDS,

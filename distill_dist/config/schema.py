@@ -281,6 +281,9 @@ class ClusterConfig:
     """Longest wait for all processes to find each other; seconds, above 0."""
     collective_s: float = 600.0
     """Longest wait for a sibling inside a collective; seconds, above 0."""
+    silence_s: float = 60.0
+    """Longest silence of rank 0's store, which answers at once while that process runs and the way to it is whole: a
+    rank that is cut off for longer leaves; seconds, above 0."""
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,7 @@ class RemoteTeacher:
                 raise CallFailed(f"{part.host} was lost meanwhile")
             if patience.left() <= 0:
                 raise TeacherLost(
-                    f"{part.host} gave no answer while the step could wait (teacher.patience_s)"
+                    f"{self._world.where(part.host)} gave no answer while the step could wait (teacher.patience_s)"
                 )
             if others and now - begin > turn_s:
                 return Failure(f"no answer within {turn_s:.0f} s")
@@ -254,7 +254,8 @@ class RemoteTeacher:
         reply, until = self._world.call(name, function), time.monotonic() + self._deadline_s
         while not reply.is_done_within(min(LOOK_S, self._deadline_s)):
             if time.monotonic() >= until or patience.left() <= 0:
-                raise CallFailed(f"{name} gave no sign of life within {self._deadline_s:.0f} s")
+                where = self._world.where(name)
+                raise CallFailed(f"{where} gave no sign of life within {self._deadline_s:.0f} s")
         return reply.wait(0.0)
 
     # ------------------------------------------------------------------ hosts that come and go

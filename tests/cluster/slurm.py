@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,12 @@ from typing import Any
 import psutil
 from tiny import environment, free_port, wait_until
 
-PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
-INSTALL_LIMIT_S = 300.0
+from cluster.apt import cannot_install, install
+
+PACKAGES = {
+    "munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd",
+    **dict.fromkeys(("sbatch", "srun", "scontrol"), "slurm-client"),
+}  # fmt: skip
 START_LIMIT_S = 60.0
 COMMAND_LIMIT_S = 30.0
 STOP_LIMIT_S = 60.0
@@ -33,54 +35,18 @@ SLURMD_TIMEOUT_S = 15
 # A credential's life: a requeued job waits so long before it starts again (Slurm's default is 120 s).
 CREDENTIAL_S = 5
 GPUS = 4  # per node: empty files, which Slurm counts and hands out like devices
-POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def unfit() -> str | None:
     """Why this machine cannot have Slurm's nodes; None when it can."""
     if os.geteuid() != 0:
         return "several Slurm nodes on one machine need root"
-    if not _all_there() and shutil.which("apt-get") is None:
-        return f"{' '.join(PACKAGES)} are not installed, and there is no apt-get to install them"
-    return None
+    return cannot_install(PACKAGES)
 
 
 def install_slurm() -> None:
     """By apt, where it is missing. AssertionError with apt's words where that fails."""
-    if _all_there():
-        return
-    command = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
-    with _nothing_starts():
-        done = _apt(command)
-        if done.returncode:
-            _apt(["apt-get", "update"])
-            done = _apt(command)
-    assert _all_there(), f"{' '.join(command)}: {(done.stderr or done.stdout)[-500:]}"
-
-
-def _all_there() -> bool:
-    return all(shutil.which(name) for name in PROGRAMS)
-
-
-def _apt(command: list[str]) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    return subprocess.run(
-        command, env=variables, capture_output=True, text=True, timeout=INSTALL_LIMIT_S, check=False
-    )
-
-
-@contextlib.contextmanager
-def _nothing_starts() -> Iterator[None]:
-    """Debian starts what it installs, unless this file says no."""
-    if POLICY.exists():
-        yield
-        return
-    POLICY.write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")
-    POLICY.chmod(0o755)
-    try:
-        yield
-    finally:
-        POLICY.unlink()
+    install(PACKAGES)
 
 
 @dataclass

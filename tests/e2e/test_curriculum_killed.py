@@ -42,7 +42,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hidden(run_dir: Path) -> list[str]:
     """Names with a dot in a run's folder: what was being written; its lock stays."""
-    return sorted(path.name for path in run_dir.rglob(".*") if path.name != ".lock")
+    return sorted(path.name for path in run_dir.rglob(".*") if path.name not in (".lock", ".mark"))
 
 
 def assert_what_is_seen_is_whole(run_dir: Path) -> None:

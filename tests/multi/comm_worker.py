@@ -10,11 +10,13 @@ import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed import rpc
 from torch.futures import Future
 
 from distill_dist.comm.environment import LaunchEnvironment, read_environment
-from distill_dist.comm.rendezvous import Store, await_ready, connect_store, peers, reach_store, report_failure
+from distill_dist.comm.members import peers
+from distill_dist.comm.rendezvous import Store, await_ready, connect_store, reach_store, report_failure
 from distill_dist.comm.rpc_world import CallFailed, RpcWorld, answered_later
 from distill_dist.comm.students import PeerLost, StudentGroup
 from distill_dist.errors import UserError
@@ -73,19 +75,25 @@ def collectives(victim: int) -> dict[str, Any]:
 
 
 def hung_sibling(timeout_s: float) -> dict[str, Any]:
-    """Rank 1 comes to no collective; the others give up after ``timeout_s``."""
+    """Rank 1 is stopped, rank 2 comes to no collective either, but lives; rank 0 gives up after ``timeout_s``."""
     launch, store = _meet()
     group = _group(launch, store, timeout_s=timeout_s)
+    deepspeeds = dist.new_group()  # which gives it no limit
     group.agree(0)
     start = time.monotonic()
-    if launch.rank == 1:
-        time.sleep(timeout_s + 6)
+    if launch.rank:
+        store.wait(["given up"])
         return {}
+    stopped = peers(store, launch.world_size)[1][1]
+    os.kill(stopped, signal.SIGSTOP)
     try:
-        group.agree(0)
+        with group.naming_the_lost():
+            dist.all_reduce(torch.zeros(1), group=deepspeeds)
     except PeerLost as error:
-        return {"lost": str(error), "seconds": time.monotonic() - start}
-    return {}
+        found = {"lost": str(error), "seconds": time.monotonic() - start, "stopped": stopped}
+    os.kill(stopped, signal.SIGCONT)
+    store.set("given up", "")
+    return found
 
 
 def echo(value: int) -> int:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill_dist.comm.environment import prepare_environment, read_environment
-from distill_dist.comm.rendezvous import connect_store, peers
+from distill_dist.comm.members import peers
+from distill_dist.comm.rendezvous import connect_store
 from distill_dist.comm.roles import assign_roles
 from distill_dist.comm.rpc_world import RpcWorld
 from distill_dist.comm.students import StudentGroup

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from distill_dist.comm.environment import prepare_environment, read_environment
-from distill_dist.comm.rendezvous import connect_store, peers
+from distill_dist.comm.members import peers
+from distill_dist.comm.rendezvous import connect_store
 from distill_dist.comm.students import StudentGroup
 from distill_dist.engine import Engine
 from distill_dist.errors import UserError

@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,6 +41,16 @@ def run(folder: RunFolder, error: BaseException | None, *, writes: bool = True) 
             assert state(folder)["state"] == "running"
         if error is not None:
             raise error
+
+
+def test_a_copy_of_the_folder_is_not_the_folder(folder: RunFolder, tmp_path: Path) -> None:
+    first = folder.claim()
+    shutil.copytree(folder.path, tmp_path / "copy")
+    second = folder.claim()
+    assert first != second
+    assert folder.has_mark(second, timeout_s=0)
+    assert not RunFolder(tmp_path / "copy").has_mark(second, timeout_s=0)
+    assert not RunFolder(tmp_path / "empty").has_mark(second, timeout_s=0)
 
 
 def test_done(folder: RunFolder) -> None:

@@ -10,6 +10,7 @@ from distill_dist.comm.environment import (
     parse_tasks_per_node,
     pin_interface,
     prepare_environment,
+    reachable_address,
     read_environment,
     route_interface,
 )
@@ -56,6 +57,21 @@ def test_deepspeed_and_torchrun() -> None:
     assert read_environment(DEEPSPEED) == LaunchEnvironment(5, 8, 1, 4, "10.0.0.1", 29500)
     assert read_environment(TORCHRUN) == LaunchEnvironment(5, 8, 1, 4, "10.0.0.1", 29500, agent_store=True)
     assert not read_environment({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "False"}).agent_store
+
+
+def test_both_launchers_say_which_node_it_is() -> None:
+    assert read_environment({**DEEPSPEED, "CROSS_RANK": "1"}).node == 1
+    assert read_environment({**TORCHRUN, "GROUP_RANK": "0"}).node == 0
+    assert read_environment(DEEPSPEED).node is None
+
+
+def test_an_address_that_only_this_host_reaches_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reachable_address("127.0.0.1") is None
+    assert reachable_address("::1") is None
+    assert reachable_address("10.0.0.1") == "10.0.0.1"
+    found = [(2, 1, 6, "", ("127.0.1.1", 0)), (2, 1, 6, "", ("10.0.0.7", 0))]
+    monkeypatch.setattr("distill_dist.comm.environment.socket.getaddrinfo", lambda *_, **__: found)
+    assert reachable_address("this-host") == "10.0.0.7"
 
 
 def test_a_launcher_that_says_nothing_of_nodes_is_one_node() -> None:

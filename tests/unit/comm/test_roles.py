@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+from deepspeed.launcher.runner import fetch_hostfile
 
 from distill_dist.comm.roles import Roles, assign_roles
 from distill_dist.errors import UserError
@@ -143,3 +147,14 @@ def test_consecutive_teachers_are_a_replica_whose_first_one_leads() -> None:
     assert whole.leaders == whole.teachers
     assert whole.followers == 0
     assert [whole.share(rank) for rank in whole.teachers] == [(2, 0), (3, 0)]
+
+
+def test_the_example_of_a_hostfile_is_one() -> None:
+    path = Path(__file__).parents[3] / "configs" / "hosts.txt"
+    sizes = tuple(fetch_hostfile(str(path)).values())
+    said = path.read_text(encoding="utf-8")
+    (teachers,) = map(int, re.findall(r"cluster\.teachers=(\d+)", said))
+    roles = assign_roles(
+        world_size=sum(sizes), local_size=sizes[0], teachers=teachers, placement="nodes", node_sizes=sizes
+    )
+    assert roles.teachers == tuple(range(sum(sizes) - teachers, sum(sizes)))

@@ -106,6 +106,9 @@ class FakeWorld:
     def stood_down(self, names: Iterable[str]) -> dict[str, str]:
         return {name: self.down[name] for name in names if name in self.down}
 
+    def where(self, peer: str) -> str:
+        return f"{peer} on this machine"
+
     def await_standing(self, generation: int, timeout_s: float) -> bool:
         """Who waits here gets a world of all that live, if one was asked for."""
         if self.asked <= generation or timeout_s <= 0:
