@@ -12,6 +12,7 @@ from typing import Any
 
 from distill_dist.command_line import launch, leave_at_once
 from distill_dist.config.schema import RunConfig
+from distill_dist.console import outlive_readers
 from distill_dist.stop_signal import StopSignal
 
 
@@ -19,6 +20,7 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any] | None:
     """The run's summary on student 0, None on the other ranks."""
     if config.cluster.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported
+    outlive_readers()
     stop = StopSignal()  # before the imports: a launcher may change its mind while they run
     # Only now: a wrong key answers at once, torch and DeepSpeed take seconds. And only the own role: a teacher's
     # supervisor needs neither DeepSpeed nor transformers, which take 200 MB more.

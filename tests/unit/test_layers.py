@@ -25,6 +25,7 @@ LAYERS = {
         "durable",
         "hub",
         "command_line",
+        "console",
         "stop_signal",
         "children",
     ),
