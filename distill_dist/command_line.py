@@ -36,13 +36,15 @@ def launch(
     need: Need = "train",
     config_path: Callable[[argparse.Namespace], Path | None] | None = None,
     folder: str | None = None,
+    folder_needed: bool = True,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
     """Read the command line, run ``main(config, args)``, print its result as one JSON line, and exit.
 
     ``flags`` adds the launcher's own options to the parser; ``need`` says how much of the configuration the
     launcher reads; ``config_path`` names the file where `--config` is absent (say, the run folder's own).
-    With ``folder``, its help, a folder is the first word that is no option: ``args.folder``, a Path.
+    With ``folder``, its help, a folder is the first word that is no option: ``args.folder``, a Path. With
+    ``folder_needed`` False it is None where there is no such word, or the word is a `key=value` and no folder.
     The JSON line comes from rank 0 only (RANK or SLURM_PROCID, both absent in a single process). Always
     raises SystemExit, except for a bug in ``main``, whose exception goes through.
     """
@@ -50,7 +52,8 @@ def launch(
     # Read when torch is imported: its C++ parts warn on stderr of every socket that closes at the end of a run.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        args, config = _read(build_parser(description, flags, folder), config_path, need, argv)
+        parser = build_parser(description, flags, folder, folder_needed=folder_needed)
+        args, config = _read(parser, config_path, need, argv)
     except UserError as error:
         # every rank reads the same words: one message is enough
         _exit(EXIT_USER_ERROR, f"error: {error}" if rank == "0" else None)
@@ -91,6 +94,7 @@ def _read(
 ) -> tuple[argparse.Namespace, RunConfig]:
     # intermixed: overrides may stand before, between and after options
     args = parser.parse_intermixed_args(argv)
+    _take_folder(args)
     path = args.config or (config_path(args) if config_path else None)
     if path is None and not args.overrides:
         hint = f"see {parser.prog} --help"
@@ -98,10 +102,23 @@ def _read(
     return args, load_config(path, args.overrides, need=need)
 
 
+def _take_folder(args: argparse.Namespace) -> None:
+    """``args.folder`` becomes a Path, or None where the first word is a `key=value`, which goes to the overrides."""
+    word = getattr(args, "folder", None)
+    if word is None:
+        return
+    if args.folder_may_lack and "=" in word and not os.path.isdir(word):
+        args.folder, args.overrides = None, [word, *args.overrides]
+    else:
+        args.folder = Path(word)
+
+
 def build_parser(
     description: str,
     flags: Callable[[argparse.ArgumentParser], None] | None = None,
     folder: str | None = None,
+    *,
+    folder_needed: bool = True,
 ) -> argparse.ArgumentParser:
     """A launcher's parser: `--config`, ``folder``, overrides, ``flags``, and what DeepSpeed's launcher adds."""
     parser = _Parser(
@@ -112,7 +129,8 @@ def build_parser(
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of the run")
     if folder is not None:
-        parser.add_argument("folder", type=Path, metavar="DIR", help=folder)
+        parser.add_argument("folder", nargs=None if folder_needed else "?", metavar="DIR", help=folder)
+        parser.set_defaults(folder_may_lack=not folder_needed)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="fields of the configuration, over the file's"
     )

@@ -1,7 +1,10 @@
 """Score a run's best model, or any two Hugging Face folders, on prepared data.
 
-python launcher/evaluate.py --run runs/gkd_sst2_minilm
-python launcher/evaluate.py --student FOLDER --teacher FOLDER data.prepared=prepared/sst2_minilm
+python launcher/evaluate.py runs/gkd_sst2_minilm [--saliency] [--consistency] [--submission glue.zip]
+python launcher/evaluate.py runs/gkd_sst2_minilm/model data.prepared=prepared/sst2_minilm
+python launcher/evaluate.py --student FOLDER --teacher FOLDER --out DIR data.prepared=prepared/sst2_minilm
+
+Prints one JSON line. A run's own model, and --out DIR, get evaluation.json and predictions/SPLIT.tsv as well.
 """
 
 from __future__ import annotations
@@ -17,51 +20,119 @@ from distill_dist.errors import UserError
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The launcher's own options."""
-    parser.add_argument(
-        "--run", type=Path, metavar="DIR", help="run folder: its model, its teacher, its data"
+    add = parser.add_argument
+    add("--run", type=Path, metavar="DIR", help="the run folder, by another name")
+    add("--student", default="", metavar="FOLDER", help="classifier to score (default: the run's)")
+    add(
+        "--teacher",
+        default="",
+        metavar="FOLDER",
+        help="teacher for loyalty (default: the run's, if it is there)",
     )
-    parser.add_argument(
-        "--student", default="", metavar="FOLDER", help="classifier to score (default: the run's)"
+    add("--split", default="", metavar="A,B", help="prepared splits to score (default: all but train)")
+    add(
+        "--saliency", action="store_true", help="saliency loyalty; two forwards and a backward of both models"
     )
-    parser.add_argument(
-        "--teacher", default="", metavar="FOLDER", help="teacher for loyalty (default: the run's)"
+    add("--consistency", action="store_true", help="agreement on perturbed rows; two forwards of both models")
+    add(
+        "--rate", type=float, default=0.15, help="share of tokens that a perturbation touches (default: 0.15)"
     )
-    parser.add_argument("--split", default="dev", help="prepared split to score (default: dev)")
-    parser.add_argument(
-        "--saliency", action="store_true", help="saliency loyalty too; one backward of both models"
+    add(
+        "--resamples",
+        type=int,
+        default=1000,
+        metavar="R",
+        help="bootstrap draws for intervals (default: 1000)",
+    )
+    add("--seed", type=int, default=0, help="of perturbations and draws (default: 0)")
+    add("--out", type=Path, metavar="DIR", help="where files go (default: the run, for its own model)")
+    add("--submission", type=Path, metavar="ZIP", help="add the GLUE server's files of this task to ZIP")
+    add(
+        "--test", action="append", default=[], metavar="NAME=FILE",
+        help="test rows of the server's file NAME, say MNLI-m=test.tsv: below data.path, or a split of the hub's",
+    )  # fmt: skip
+
+
+def find(args: argparse.Namespace) -> tuple[Path | None, str]:
+    """(the run folder if there is one, the classifier to score); UserError where a folder is neither."""
+    if args.folder and args.run:
+        raise UserError(f"{args.folder} and --run {args.run}: give one of them")
+    folder = args.folder or args.run
+    if folder is None:
+        return None, args.student
+    if (folder / "config.yaml").is_file():
+        return folder, args.student or str(folder / "model")
+    if args.run is None and (folder / "config.json").is_file() and not args.student:
+        of_run = folder.name == "model" and (folder.parent / "config.yaml").is_file()
+        return folder.parent if of_run else None, str(folder)
+    raise UserError(
+        f"{folder} has no config.yaml: give the run_dir of a launcher/train.py that started, or a folder with a "
+        "model (config.json)"
     )
 
 
 def config_of_run(args: argparse.Namespace) -> Path | None:
     """The configuration that the run wrote for itself."""
-    if args.run is None:
-        return None
-    path = Path(args.run) / "config.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"--run {args.run} has no config.yaml: give the run_dir of a launcher/train.py that started"
-        )
-    return path
+    run, _ = find(args)
+    return None if run is None else run / "config.yaml"
 
 
 def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
-    """Accuracy, F1 where the task uses it, loss, LL and PL."""
-    student = args.student or (str(args.run / "model") if args.run else "")
+    """Metrics with their intervals, by model, class and split; what was written and where."""
+    run, student = find(args)
     if not student:
-        raise UserError("nothing to score: give --run DIR or --student FOLDER")
-    if args.saliency and not (args.teacher or config.teacher.path):
-        raise UserError("--saliency compares with a teacher: give --teacher FOLDER")
+        raise UserError("nothing to score: give the run's folder or --student FOLDER")
+    _check(config, args)
+    out = args.out or (run if run is not None and not args.student else None)
     # Only now: a wrong key answers at once, torch takes seconds.
-    from distill_dist.assemble.score import score
+    from distill_dist.assemble.evaluation_files import open_folder, write_evaluation
+    from distill_dist.assemble.score import Asked, score
+    from distill_dist.assemble.submission_of_run import write_submission_of
 
-    return score(
-        config,
+    if out is not None:
+        open_folder(out)
+    asked = Asked(
         student=student,
         teacher=args.teacher,
-        split=args.split,
+        splits=tuple(dict.fromkeys(filter(None, args.split.split(",")))),
         saliency=args.saliency,
+        consistency=args.consistency,
+        rate=args.rate,
+        seed=args.seed,
+        resamples=args.resamples,
     )
+    scored = score(config, asked)
+    found = scored.record if out is None else write_evaluation(out, scored)
+    if args.submission is not None:
+        places = dict(each.split("=", 1) for each in args.test)
+        found["submission"] = write_submission_of(
+            config, student=student, path=args.submission, places=places
+        )
+    return found
+
+
+def _check(config: RunConfig, args: argparse.Namespace) -> None:
+    if args.saliency and not (args.teacher or config.teacher.path or config.teachers):
+        raise UserError("--saliency compares with a teacher: give --teacher FOLDER")
+    if not 0 < args.rate <= 1:
+        raise UserError(f"--rate {args.rate}: must be above 0, to 1")
+    if not 1 <= args.resamples <= 10**6:
+        raise UserError(f"--resamples {args.resamples}: must be 1 to 1000000")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: must be 0 to {2**32 - 1}")
+    if args.test and args.submission is None:
+        raise UserError("--test says where test rows are for --submission ZIP: give that as well")
+    if wrong := [each for each in args.test if not all(each.partition("="))]:
+        raise UserError(f"--test {wrong[0]}: must be NAME=FILE, say MNLI-m=test_matched.tsv")
 
 
 if __name__ == "__main__":
-    launch(main, description=__doc__ or "", flags=add_flags, need="evaluate", config_path=config_of_run)
+    launch(
+        main,
+        description=__doc__ or "",
+        flags=add_flags,
+        need="evaluate",
+        config_path=config_of_run,
+        folder="run folder, or one with a model",
+        folder_needed=False,
+    )

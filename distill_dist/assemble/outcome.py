@@ -121,7 +121,7 @@ class Outcome:
         self.telemetry.write(
             step, {f"{name}/{key}": value for name, scores in found.items() for key, value in scores.items()}
         )
-        value = found["dev"][self._criterion("dev")]
+        value = found["dev"][self.scorers["dev"].metric]
         told = ", ".join(f"{key} {score:.4f}" for key, score in found["dev"].items())
         _log.info("step %d: dev %s", step, told)
         if self.best is None or value > self.best["value"]:
@@ -151,7 +151,7 @@ class Outcome:
             "best_step": None if self.best is None else self.best["step"],
             "student": {
                 "parameters": sum(tensor.numel() for tensor in weights.values()),
-                **{key: dev.get(key) for key in ("accuracy", "f1", "loss")},
+                **{key: dev.get(key) for key in ("accuracy", "f1", "matthews", "ece", "loss")},
             },
             "teacher": self._teacher_summary(),
             "conflict": self._conflict(),
@@ -212,9 +212,6 @@ class Outcome:
             assert self.teacher is not None
             self._teacher_logits[split] = self.scorers[split].logits_NC(self.teacher)
         return self._teacher_logits[split]
-
-    def _criterion(self, split: str) -> str:
-        return "f1" if self.scorers[split].with_f1 else "accuracy"
 
     def _teacher_summary(self) -> dict[str, Any] | None:
         if self.teacher is None:

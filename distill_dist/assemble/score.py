@@ -2,82 +2,236 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import transformers
+import numpy as np
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from distill_dist.assemble.device import pick_device
-from distill_dist.assemble.models import check_tokenizer, check_vocabulary, read_teacher
-from distill_dist.assemble.teacher_pool import joined
-from distill_dist.config.pool import teachers_of
+from distill_dist.assemble.evaluated_models import EvaluatedModels, read_models
 from distill_dist.config.schema import RunConfig
-from distill_dist.data.loader import evaluation_batches
-from distill_dist.data.manifest import load_manifest
-from distill_dist.data.shards import open_split
+from distill_dist.data.loader import RowSource, evaluation_batches
+from distill_dist.data.manifest import TOKENIZER_FOLDER, Manifest, load_manifest, manifest_hash
+from distill_dist.data.shards import PreparedSplit, open_split
 from distill_dist.errors import UserError
-from distill_dist.evaluation.split import SplitScorer, loyalty
-from distill_dist.hub import locate
-from distill_dist.models.build import load_teacher
-from distill_dist.models.encoder import encoder_parts
-from distill_dist.teacher.local import LocalTeacher
+from distill_dist.evaluation.bootstrap import CONFIDENCE, METHOD, intervals
+from distill_dist.evaluation.consistency import PerturbedRows, agreement, kept_labels
+from distill_dist.evaluation.metrics import class_summed, loyalty_summed, probabilities, task_summed
+from distill_dist.evaluation.perturb import KINDS, Perturbation
+from distill_dist.evaluation.predictions import Predictions
+from distill_dist.evaluation.split import SplitScorer
+from distill_dist.evaluation.summed import Floats, Summed, mean_of
+
+_NO_WORD = re.compile(r"\[unused\d+\]")  # BERT's vocabulary keeps places that no text uses
+Metrics = dict[tuple[str, ...], Summed]
 
 
-def score(config: RunConfig, *, student: str, teacher: str, split: str, saliency: bool) -> dict[str, Any]:
-    """Metrics of the classifier at ``student`` on a prepared split; loyalty to ``teacher``, or to the run's.
+@dataclass(frozen=True)
+class Asked:
+    """What `launcher/evaluate.py` is asked for, besides the configuration."""
 
-    Both are folders, hub names or `pkg://PACKAGE/FOLDER`. One process. Raises UserError.
-    """
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    student: str
+    teacher: str = ""  # "": the run's, if it can be found
+    splits: tuple[str, ...] = ()  # (): every one but train
+    saliency: bool = False
+    consistency: bool = False
+    rate: float = 0.15  # share of tokens that a perturbation touches
+    seed: int = 0  # of perturbations and resamples: the same for every run that is compared
+    resamples: int = 1000
+
+
+@dataclass(frozen=True)
+class Scored:
+    """``record`` is JSON; ``predictions`` by split, in the order of the splits."""
+
+    record: dict[str, Any]
+    predictions: dict[str, Predictions]
+
+
+def score(config: RunConfig, asked: Asked) -> Scored:
+    """Every metric of the student, the teacher and both on prepared splits. One process. Raises UserError."""
     prepared = Path(config.data.prepared)
     manifest = load_manifest(prepared)
-    rows = open_split(prepared, split)
+    splits = _splits(asked, manifest, prepared)
     device = pick_device(config.cluster.device, 0)
+    models = read_models(config, manifest, device, student=asked.student, teacher=asked.teacher)
+    _check_comparable(asked, manifest, models)
+    found, predictions = {}, {}
+    for name, rows in splits.items():
+        found[name], predictions[name] = _Split(config, asked, manifest, models, rows).scored()
+    first = next(iter(splits))
+    record = {
+        "split": first,
+        **found[first],
+        "splits": found,
+        "models": models.described,
+        "data": {
+            "prepared": str(prepared),
+            "manifest": manifest_hash(manifest),
+            "task": manifest.task,
+            "labels": list(manifest.labels),
+        },
+        "settings": {
+            "intervals": METHOD,
+            "confidence": CONFIDENCE,
+            "resamples": asked.resamples,
+            "seed": asked.seed,
+            **({"rate": asked.rate} if asked.consistency else {}),
+        },
+    }
+    if models.teacher_missing is not None:
+        record["teacher_missing"] = models.teacher_missing
+    return Scored(record, predictions)
 
-    def load_student(path: str) -> LocalTeacher:
-        folder = locate(path, what="student")
-        check_tokenizer(folder, prepared, what="student")
-        model = load_teacher(folder, labels=manifest.labels, attention="eager", what="the student")
-        check_vocabulary(model.config, manifest, what="student", value=path)
-        return LocalTeacher(encoder_parts(model.to(device)), device, is_student=True)
 
-    def load_its_teacher(path: str) -> LocalTeacher:
-        folder = locate(path, what="teacher")
-        parts = read_teacher(folder, manifest, prepared, device, what="teacher", value=path)
-        if saliency and (manifest.teacher is not None or parts.logits_alone):
-            raise UserError(
-                f"--saliency compares what both models make of the same tokens, and the teacher {path!r} is a decoder "
-                "or reads tokens of its own (data.teacher_tokenizer): leave it away"
-            )
-        return LocalTeacher(parts, device)
-
-    def alone(tensor: Tensor) -> Tensor:
-        return tensor
-
-    batches = evaluation_batches(
-        rows, rank=0, size=1, micro_tokens=config.batch.micro_tokens, pad_token_id=manifest.pad_token_id
+def _splits(asked: Asked, manifest: Manifest, prepared: Path) -> dict[str, PreparedSplit]:
+    names = asked.splits or tuple(
+        sorted(manifest.splits.keys() - {"train"}, key=lambda name: (name != "dev", name))
     )
-    scorer = SplitScorer(
-        labels_N=rows.labels,
-        batches=tuple(batches),
-        num_classes=len(manifest.labels),
-        with_f1=manifest.metric == "f1",
-        sum_=alone,
-        device=device,
-        ahead=0,
-    )
-    ours = load_student(student)
-    ours_NC = scorer.logits_NC(ours)
-    found: dict[str, Any] = {"split": split, "rows": rows.num_rows, "student": scorer.metrics(ours_NC)}
-    paths = [teacher] if teacher else [each.path for each in teachers_of(config)]
-    if not paths:
+    return {name: open_split(prepared, name) for name in names}
+
+
+def _check_comparable(asked: Asked, manifest: Manifest, models: EvaluatedModels) -> None:
+    if asked.saliency and models.teacher is None:
+        reason = f" ({models.teacher_missing})" if models.teacher_missing else ""
+        raise UserError(f"--saliency compares with a teacher: give --teacher FOLDER{reason}")
+    has_own_tokens = models.teacher is not None and manifest.teacher is not None
+    by_logits_alone = any(parts.logits_alone for parts in models.teacher_parts)
+    if asked.saliency and (has_own_tokens or by_logits_alone):
+        raise UserError(
+            "--saliency compares what both models make of the same tokens, and the teacher is a decoder or reads "
+            "tokens of its own (data.teacher_tokenizer): leave it away"
+        )
+    if asked.consistency and has_own_tokens:
+        raise UserError(
+            "--consistency changes the tokens that both models read, and the teacher reads tokens of its own "
+            "(data.teacher_tokenizer): leave it away"
+        )
+
+
+@dataclass(frozen=True)
+class _Split:
+    """One split under the models."""
+
+    config: RunConfig
+    asked: Asked
+    manifest: Manifest
+    models: EvaluatedModels
+    rows: PreparedSplit
+
+    def scored(self) -> tuple[dict[str, Any], Predictions]:
+        """(its part of the record, what both models said of every row)."""
+        scorer = self._scorer(self.rows)
+        logits = self._logits(scorer)
+        more = self._saliency(scorer)
+        metrics = self._summed(logits)
+        metrics |= {("loyalty", name): mean_of(values_N) for name, values_N in more.items()}
+        if self.asked.consistency:
+            metrics |= self._consistency(scorer, logits)
+        limits = intervals(metrics, resamples=self.asked.resamples, seed=self.asked.seed)
+        support = np.bincount(self.rows.labels, minlength=len(self.manifest.labels))
+        record = {
+            "rows": self.rows.num_rows,
+            **_tree({path: _number(summed.value) for path, summed in metrics.items()}),
+            "support": dict(zip(self.manifest.labels, support.tolist(), strict=True)),
+            "intervals": _tree({path: ends and list(ends) for path, ends in limits.items()}),
+        }
+        of_rows = {who: probabilities(found_NC) for who, found_NC in logits.items()}
+        predictions = Predictions(self.rows.labels, of_rows["student"], of_rows.get("teacher"), more)
+        return record, predictions
+
+    def _scorer(self, rows: RowSource) -> SplitScorer:
+        batches = evaluation_batches(
+            rows,
+            rank=0,
+            size=1,
+            micro_tokens=self.config.batch.micro_tokens,
+            pad_token_id=self.manifest.pad_token_id,
+        )
+        return SplitScorer(
+            labels_N=self.rows.labels,
+            batches=tuple(batches),
+            num_classes=len(self.manifest.labels),
+            metric=self.manifest.metric,
+            sum_=_alone,
+            device=self.models.device,
+            ahead=0,
+        )
+
+    def _logits(self, scorer: SplitScorer) -> dict[str, Floats]:
+        found: dict[str, Floats] = {"student": scorer.logits_NC(self.models.student)}
+        if self.models.teacher is not None:
+            found["teacher"] = scorer.logits_NC(self.models.teacher)
         return found
-    theirs = joined(config, [load_its_teacher(path) for path in paths])
-    theirs_NC = scorer.logits_NC(theirs)
-    found["teacher"] = scorer.metrics(theirs_NC)
-    found["loyalty"] = loyalty(ours_NC, theirs_NC)
-    if saliency:
-        found["loyalty"]["sl_spearman_norm"] = scorer.saliency_loyalty(ours, theirs)
+
+    def _summed(self, logits: Mapping[str, Floats]) -> Metrics:
+        found: Metrics = {}
+        for who, logits_NC in logits.items():
+            of_task = task_summed(logits_NC, self.rows.labels, metric=self.manifest.metric)
+            of_classes = class_summed(logits_NC, self.rows.labels, self.manifest.labels)
+            found |= {(who, name): summed for name, summed in of_task.items()}
+            found |= {("per_class", who, *path): summed for path, summed in of_classes.items()}
+        if "teacher" in logits:
+            loyal = loyalty_summed(logits["student"], logits["teacher"])
+            found |= {("loyalty", name): summed for name, summed in loyal.items()}
+        return found
+
+    def _saliency(self, scorer: SplitScorer) -> dict[str, Floats]:
+        if not self.asked.saliency:
+            return {}
+        assert self.models.teacher is not None
+        found: dict[str, Floats] = {
+            **scorer.saliency_rows(self.models.student, self.models.teacher, embeds=self.models.embeds())
+        }
+        return found
+
+    def _consistency(self, scorer: SplitScorer, before: Mapping[str, Floats]) -> Metrics:
+        special, words = vocabulary(Path(self.config.data.prepared))
+        found: Metrics = {}
+        for kind in KINDS:
+            perturb = Perturbation(kind, self.asked.rate, self.asked.seed, special, words)
+            batches = self._scorer(PerturbedRows(self.rows, perturb)).batches
+            after = self._logits(replace(scorer, batches=batches))
+            of_kind = {f"{who}_keeps": kept_labels(before[who], after[who]) for who in after}
+            if "teacher" in after:
+                of_kind |= agreement(after["student"], after["teacher"])
+            found |= {("consistency", kind, name): summed for name, summed in of_kind.items()}
+        return found
+
+
+def vocabulary(prepared: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(ids that frame texts, ids that a text may have), both sorted, of the prepared data's tokenizer.
+
+    An unknown word is a word of the text, but none to replace another one by.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(prepared / TOKENIZER_FOLDER)
+    special = set(tokenizer.all_special_ids)
+    names = tokenizer.get_vocab().items()
+    words = sorted(number for name, number in names if number not in special and not _NO_WORD.fullmatch(name))
+    return np.array(sorted(special - {tokenizer.unk_token_id})), np.array(words)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN: null where no row has a value."""
+    return None if math.isnan(value) else value
+
+
+def _tree(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Nested mappings of what ``flat`` has by path."""
+    found: dict[str, Any] = {}
+    for path, value in flat.items():
+        inner = found
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[path[-1]] = value
     return found

@@ -319,7 +319,7 @@ def _scorers(config: RunConfig, place: Place, loaded: Loaded, group: StudentGrou
             labels_N=split.labels,
             batches=batches,
             num_classes=len(loaded.manifest.labels),
-            with_f1=loaded.manifest.metric == "f1",
+            metric=loaded.manifest.metric,
             sum_=group.sum_,
             device=place.device,
             ahead=config.teacher.prefetch,

@@ -39,8 +39,8 @@ class DataConfig:
     source: Literal["hub", "tsv", "csv", "jsonl", "parquet", "synthetic_nli"] = "hub"
     """`hub`: a data set of the Hugging Face hub or a local folder in its layout. `tsv` is read without
     quoting, as GLUE is written; `csv` with quoting."""
-    task: Literal["sst2", "qqp", "mnli", "qnli", "custom"] = "custom"
-    """A GLUE task brings its column names, its label names and its metric (F1 for QQP)."""
+    task: Literal["cola", "sst2", "qqp", "mnli", "qnli", "custom"] = "custom"
+    """A GLUE task brings its column names, its label names and its metric (F1 for QQP, Matthews for CoLA)."""
     path: str = ""
     """Hub name, or folder that `splits` are files of. Unused for `synthetic_nli`."""
     name: str = ""

@@ -33,7 +33,7 @@ class Layout:
 class Task:
     """``layouts`` in order of preference; ``labels`` in the order of class numbers.
 
-    ``metric`` is the headline: `accuracy`, or `f1` of class 1.
+    ``metric`` is the headline: `accuracy`, `f1` of class 1, or `matthews` (correlation).
     """
 
     layouts: tuple[Layout, ...]
@@ -44,6 +44,7 @@ class Task:
 # The first layout is the hub's (nyu-mll/glue), the second that of the official TSV files where they differ.
 # The order of the labels is the hub's.
 TASKS = {
+    "cola": Task((Layout(("sentence",), "label"),), ("unacceptable", "acceptable"), "matthews"),
     "sst2": Task((Layout(("sentence",), "label"),), ("negative", "positive")),
     "qqp": Task(
         (

@@ -137,3 +137,14 @@ def noisy_logits_BDC(parts: EncoderParts, inputs: Inputs, noise_BDLH: Tensor) ->
         ):
             found.append(parts.logits_BC(*inputs))
     return torch.stack(found, dim=1)
+
+
+def embedding_output_BLH(parts: EncoderParts, inputs: Inputs) -> Tensor:
+    """E, what the embedding block puts out, without a graph; costs one forward of the whole model."""
+    with (
+        torch.no_grad(),
+        watch_points(parts, layers=(), embedding_gradient=False, cls_gradients=False) as points,
+    ):
+        parts.logits_BC(*inputs)
+    assert points.embedding_BLH is not None
+    return points.embedding_BLH

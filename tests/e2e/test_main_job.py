@@ -11,13 +11,14 @@ from documented import undocumented_keys, undocumented_tags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import World, last_json, launch, port_is_free, running, start_ranks, state, trace
 
+from distill_dist.durable import sha256_file
 from e2e.conftest import TRACED, Reference, shared_memory
 
 # the first test of a session also waits for its fixtures; tests run beside each other
 pytestmark = pytest.mark.timeout(600)
 SUMMARY = {
-    "student": {"parameters", "accuracy", "f1", "loss"},
-    "teacher": {"parameters", "accuracy"},
+    "student": {"parameters", "accuracy", "f1", "matthews", "ece", "loss"},
+    "teacher": {"parameters", "accuracy", "ece"},
     "loyalty": {"ll", "pl", "sl_spearman_norm"},
     "throughput": {"samples_per_s", "tokens_per_s", "real_token_share", "teacher_wait_share"},
     "alignment": {"route", "signal"},
@@ -39,7 +40,8 @@ def test_the_summary_says_what_the_project_promises(reference: Reference):
     assert 0.5 < summary["student"]["parameters"] / summary["teacher"]["parameters"] < 0.8
     for value in (summary["student"]["accuracy"], *summary["loyalty"].values()):
         assert -1 <= value <= 1
-    assert summary["student"]["f1"] is None
+    assert summary["student"]["f1"] is summary["student"]["matthews"] is None
+    assert 0 < summary["student"]["ece"] < 1
     assert summary["throughput"]["samples_per_s"] > 0
     assert 0.5 < summary["throughput"]["real_token_share"] <= 1
     assert 0 <= summary["throughput"]["teacher_wait_share"] < 1
@@ -75,7 +77,15 @@ def test_tensorboard_has_every_promised_scalar(reference: Reference):
     events.Reload()
     tags = set(events.Tags()["scalars"])
     expected = {f"loss/{term}" for term in TERMS}
-    expected |= {"train/learning_rate", "train/gradient_norm", "dev/accuracy", "dev/loss", "dev/ll", "dev/pl"}
+    expected |= {
+        "train/learning_rate",
+        "train/gradient_norm",
+        "dev/accuracy",
+        "dev/loss",
+        "dev/ll",
+        "dev/pl",
+        "dev/ece",
+    }
     expected |= {
         f"throughput/{name}"
         for name in ("samples_per_s", "tokens_per_s", "real_token_share", "teacher_wait_share")
@@ -117,7 +127,8 @@ def test_every_row_is_seen_once_an_epoch(reference: Reference):
 
 
 def test_the_exported_model_is_the_one_that_was_scored(reference: Reference, tmp_path):
-    evaluated = launch("evaluate.py", ["--run", str(reference.run_dir)], logs=tmp_path)
+    arguments = [str(reference.run_dir), "--saliency", "--consistency", "--out", str(tmp_path / "out")]
+    evaluated = launch("evaluate.py", arguments, logs=tmp_path)
     assert evaluated.processes[0].returncode == 0, evaluated.text()
     found = last_json(evaluated.stdout())
     summary = json.loads((reference.run_dir / "summary.json").read_text(encoding="utf-8"))
@@ -127,6 +138,22 @@ def test_the_exported_model_is_the_one_that_was_scored(reference: Reference, tmp
     assert found["loyalty"]["ll"] == summary["loyalty"]["ll"]
     assert math.isclose(found["loyalty"]["pl"], summary["loyalty"]["pl"], rel_tol=1e-5)
     assert found["teacher"]["accuracy"] == summary["teacher"]["accuracy"]
+    assert found["student"].keys() == summary["splits"]["dev"].keys() - {"ll", "pl"}
+    # near ties of two tokens' norms may change places with the last bits
+    assert math.isclose(
+        found["loyalty"]["sl_spearman_norm"], summary["loyalty"]["sl_spearman_norm"], abs_tol=1e-3
+    )
+    assert found["consistency"]["replace"].keys() == {
+        "student_keeps",
+        "teacher_keeps",
+        "agreement",
+        "closeness",
+    }
+    low, high = found["intervals"]["student"]["accuracy"]
+    assert low <= found["student"]["accuracy"] <= high
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8")) == found
+    assert sha256_file(tmp_path / "out" / "predictions" / "dev.tsv") == found["predictions"]["dev"]["sha256"]
+    assert found["models"]["student"]["path"] == f"{reference.run_dir}/model"
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(

@@ -106,6 +106,31 @@ def test_a_folder_comes_before_the_overrides(capsys: pytest.CaptureFixture[str],
 
 
 @pytest.mark.parametrize(
+    ("first", "folder"),
+    [([], None), (["batch.size=4"], None), (["runs/x"], "runs/x"), (["runs/lr=3"], "runs/lr=3")],
+)
+def test_a_folder_that_may_lack(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    first: list[str],
+    folder: str | None,
+) -> None:
+    """A `key=value` is the folder only where there is one of that name, as sweeps call them."""
+
+    def show(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
+        found = None if args.folder is None else str(args.folder)
+        return {"folder": found, "size": config.batch.size, "prepared": config.data.prepared}
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "lr=3").mkdir(parents=True)
+    assert run(show, [*first, *PREPARE], folder="the run", folder_needed=False) == 0
+    size = 4 if first == ["batch.size=4"] else 32
+    assert json.loads(capsys.readouterr().out) == {"folder": folder, "size": size, "prepared": "p"}
+    assert run(never, [*PREPARE, "runs/x"], folder="the run", folder_needed=False) == 2
+
+
+@pytest.mark.parametrize(
     ("argv", "part"),
     [
         ([], "no configuration"),

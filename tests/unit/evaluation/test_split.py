@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import pearsonr, spearmanr
 from tiny_encoders import ragged_batch, take_rows
 from torch import Tensor
 
-from distill_dist.evaluation.metrics import task_metrics
-from distill_dist.evaluation.saliency import spearman_per_row
+from distill_dist.evaluation.metrics import task_summed, values_of
+from distill_dist.evaluation.saliency import correlations
 from distill_dist.evaluation.split import SplitScorer, loyalty
 from distill_dist.records import Batch, SignalSpec, TeacherSignal
 
 LENGTHS = (9, 3, 7, 12, 5, 8, 4)
 WHOLE = ragged_batch(LENGTHS)
+FORMS = ("sl_pearson_norm", "sl_spearman_norm", "sl_pearson_dot", "sl_spearman_dot")
 LABELS = WHOLE.labels_B.numpy().astype(np.int32)
 
 
@@ -30,6 +32,8 @@ class Known:
         generator = torch.Generator().manual_seed(seed)
         self.logits_NC = torch.randn(len(LENGTHS), 3, generator=generator)
         self.norms_NL = torch.rand(len(LENGTHS), max(LENGTHS), generator=generator)
+        self.units_NLH = torch.randn(len(LENGTHS), max(LENGTHS), 4, generator=generator)
+        self.embedding_NLH = torch.randn(len(LENGTHS), max(LENGTHS), 4, generator=generator)
         self.asked: list[SignalSpec] = []
         self.answered = 0
 
@@ -45,11 +49,19 @@ class Known:
         for item in items:
             yield item, tuple(self._answer(batch, spec) for batch in batches_of(item))
 
+    def embed(self, batch: Batch) -> Tensor:
+        return self.embedding_NLH[batch.ids_B, : batch.input_ids_BL.shape[1]]
+
     def _answer(self, batch: Batch, spec: SignalSpec) -> TeacherSignal:
         self.answered += 1
         width = batch.input_ids_BL.shape[1]
-        norms = self.norms_NL[batch.ids_B, :width, None] if spec.embedding_gradient else None
-        return TeacherSignal(self.logits_NC[batch.ids_B], embedding_gradient_norm_BLV=norms)
+        if not spec.embedding_gradient:
+            return TeacherSignal(self.logits_NC[batch.ids_B])
+        return TeacherSignal(
+            self.logits_NC[batch.ids_B],
+            embedding_gradient_BLVH=self.units_NLH[batch.ids_B, :width, None],
+            embedding_gradient_norm_BLV=self.norms_NL[batch.ids_B, :width, None],
+        )
 
 
 SHARES = {
@@ -93,7 +105,7 @@ def scorer(share: list[list[int]], sum_: Callable[[Tensor], Tensor]) -> SplitSco
         labels_N=LABELS,
         batches=tuple(batch_of(rows) for rows in share),
         num_classes=3,
-        with_f1=False,
+        metric="matthews",
         sum_=sum_,
         device=torch.device("cpu"),
         ahead=2,
@@ -117,7 +129,8 @@ def test_logits_of_the_whole_split_in_row_order_on_every_rank(students: int) -> 
 @pytest.mark.parametrize("students", SHARES)
 def test_metrics_are_those_of_the_whole_split(students: int) -> None:
     model = Known(0)
-    expected = task_metrics(model.logits_NC.numpy(), LABELS, with_f1=False)
+    expected = values_of(task_summed(model.logits_NC.numpy(), LABELS, metric="matthews"))
+    assert expected.keys() == {"accuracy", "loss", "ece", "matthews"}
     assert 0 < expected["accuracy"] < 1
     for found in on_every_rank(SHARES[students], lambda s: s.metrics(s.logits_NC(model))):
         assert found == pytest.approx(expected, rel=1e-12)
@@ -126,10 +139,43 @@ def test_metrics_are_those_of_the_whole_split(students: int) -> None:
 @pytest.mark.parametrize("students", SHARES)
 def test_saliency_loyalty_is_the_mean_over_all_rows(students: int) -> None:
     student, teacher = Known(0), Known(1)
-    per_row = spearman_per_row(student.norms_NL, teacher.norms_NL, WHOLE.attention_mask_BL)
-    assert len(per_row) == len(LENGTHS)
+    mask_NL = WHOLE.attention_mask_BL.bool().numpy()
+    per_row = correlations(student.norms_NL.numpy(), teacher.norms_NL.numpy(), mask_NL, of="norm")
+    per_row = per_row["sl_spearman_norm"]
+    assert not np.isnan(per_row).any()
     for found in on_every_rank(SHARES[students], lambda s: s.saliency_loyalty(student, teacher)):
         assert found == pytest.approx(sum(per_row) / len(per_row), rel=1e-12)
+
+
+@pytest.mark.parametrize("shares", [*SHARES.values(), FILLED], ids=["1", "2", "3", "filled"])
+def test_saliency_of_every_row_in_four_forms(shares: list[list[list[int]]]) -> None:
+    """Row by row against scipy, whoever computed the row; one has no order and is no number."""
+    student, teacher = Known(0), Known(1)
+    teacher.norms_NL[4] = 1.0
+    teacher.units_NLH[4] = teacher.embedding_NLH[4] = 1.0
+    expected = {name: np.full(len(LENGTHS), np.nan) for name in FORMS}
+    for row, length in enumerate(LENGTHS):
+        saliency = {
+            "norm": [model.norms_NL[row, :length].numpy() for model in (student, teacher)],
+            "dot": [
+                (model.norms_NL * (model.units_NLH * model.embedding_NLH).sum(-1))[row, :length].numpy()
+                for model in (student, teacher)
+            ],
+        }
+        for name in FORMS:
+            _, kind, of = name.split("_")
+            if row != 4:
+                expected[name][row] = {"pearson": pearsonr, "spearman": spearmanr}[kind](
+                    *saliency[of]
+                ).statistic
+    for found in on_every_rank(
+        shares, lambda s: s.saliency_rows(student, teacher, embeds=(student.embed, teacher.embed))
+    ):
+        assert found.keys() == set(FORMS)
+        for name, values in expected.items():
+            # norms and products are fp32 numbers, correlations of them float64
+            np.testing.assert_allclose(found[name], values, rtol=1e-6, atol=1e-6, err_msg=name)
+    assert not np.allclose(expected["sl_spearman_norm"], expected["sl_spearman_dot"], equal_nan=True)
 
 
 def test_saliency_loyalty_of_nothing_is_not_a_number() -> None:

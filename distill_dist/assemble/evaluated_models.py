@@ -1,0 +1,113 @@
+"""A student and its teacher as they are scored: read from their folders, alone in one process."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from distill_dist.assemble.models import check_tokenizer, check_vocabulary, read_teacher
+from distill_dist.assemble.teacher_pool import joined
+from distill_dist.config.pool import teachers_of
+from distill_dist.config.schema import RunConfig
+from distill_dist.data.manifest import Manifest
+from distill_dist.durable import sha256_file
+from distill_dist.errors import UserError
+from distill_dist.hub import locate
+from distill_dist.models.build import load_teacher
+from distill_dist.models.encoder import EncoderParts, encoder_parts
+from distill_dist.models.hooks import embedding_output_BLH
+from distill_dist.records import Batch
+from distill_dist.teacher.local import LocalTeacher, Teacher
+
+
+@dataclass(frozen=True)
+class EvaluatedModels:
+    """``teacher`` joins all models of the run; ``teacher_parts`` has every one's. ``described`` is for the record."""
+
+    student: LocalTeacher
+    student_parts: EncoderParts
+    teacher: Teacher | None
+    teacher_parts: tuple[EncoderParts, ...]
+    teacher_missing: str | None  # why there is none, where the run has one
+    device: torch.device
+    described: dict[str, Any]
+
+    def embeds(self) -> tuple[Any, Any] | None:
+        """What gives E of student and teacher; None with several teachers, which have no embedding in common."""
+        if len(self.teacher_parts) != 1:
+            return None
+
+        def of(parts: EncoderParts) -> Any:
+            def embed(batch: Batch) -> torch.Tensor:
+                return embedding_output_BLH(parts, batch.to(self.device).inputs)
+
+            return embed
+
+        return of(self.student_parts), of(self.teacher_parts[0])
+
+
+def read_models(
+    config: RunConfig, manifest: Manifest, device: torch.device, *, student: str, teacher: str
+) -> EvaluatedModels:
+    """The classifier at ``student``, and ``teacher`` or the run's own; folders, hub names or `pkg://PACKAGE/FOLDER`.
+
+    A teacher of the run that is not there any more is missing, one that was asked for is a UserError, and so is
+    whatever does not fit the prepared data.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    folder = locate(student, what="student")
+    student_parts = read_student(Path(config.data.prepared), manifest, folder, value=student, device=device)
+    described: dict[str, Any] = {
+        "student": {"path": student, "sha256": weights_digest(folder)},
+        "teachers": [],
+    }
+    teachers, missing = _find_teachers(config, teacher)
+    parts = []
+    for path, weight, place in teachers:
+        prepared = Path(config.data.prepared)
+        parts.append(read_teacher(place, manifest, prepared, device, what="teacher", value=path))
+        described["teachers"].append({"path": path, "weight": weight, "sha256": weights_digest(place)})
+    return EvaluatedModels(
+        student=LocalTeacher(student_parts, device, is_student=True),
+        student_parts=student_parts,
+        teacher=joined(config, [LocalTeacher(each, device) for each in parts]) if parts else None,
+        teacher_parts=tuple(parts),
+        teacher_missing=missing,
+        device=device,
+        described=described,
+    )
+
+
+def read_student(
+    prepared: Path, manifest: Manifest, folder: str, *, value: str, device: torch.device
+) -> EncoderParts:
+    check_tokenizer(folder, prepared, what="student")
+    model = load_teacher(folder, labels=manifest.labels, attention="eager", what="the student")
+    check_vocabulary(model.config, manifest, what="student", value=value)
+    return encoder_parts(model.to(device))
+
+
+def _find_teachers(config: RunConfig, asked: str) -> tuple[list[tuple[str, float, str]], str | None]:
+    """((path, weight, folder) of every teacher, why there is none)."""
+    if asked:
+        return [(asked, 1.0, locate(asked, what="teacher"))], None
+    found = []
+    for each in teachers_of(config):
+        try:
+            found.append((each.path, each.weight, locate(each.path, what="teacher")))
+        except UserError as error:
+            return [], str(error)
+    return found, None
+
+
+def weights_digest(folder: str) -> str:
+    """sha256 over the names and digests of the weight files in ``folder``."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    lines = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()

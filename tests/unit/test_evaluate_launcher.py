@@ -1,0 +1,81 @@
+"""What `launcher/evaluate.py` scores, and what it refuses before torch is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from distill_dist.command_line import build_parser
+from distill_dist.config.load import load_config
+from distill_dist.errors import UserError
+
+PATH = Path(__file__).parents[2] / "launcher" / "evaluate.py"
+
+
+@pytest.fixture(scope="module")
+def launcher() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evaluate_launcher", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def parsed(launcher: ModuleType, *words: str, folder: Path | None = None) -> Namespace:
+    args = build_parser("", launcher.add_flags).parse_args(words)
+    args.folder = folder
+    return args
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder as far as it is looked at, with its model."""
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
+    (tmp_path / "run" / "model" / "config.json").touch()
+    return tmp_path / "run"
+
+
+def test_a_run_its_model_and_any_other_model(launcher: ModuleType, run: Path, tmp_path: Path) -> None:
+    model = run / "model"
+    find = launcher.find
+    assert find(parsed(launcher, folder=run)) == (run, str(model))
+    assert find(parsed(launcher, "--run", str(run))) == (run, str(model))
+    assert find(parsed(launcher, folder=model)) == (run, str(model))
+    assert find(parsed(launcher, "--student", "other", folder=run)) == (run, "other")
+    assert find(parsed(launcher, "--student", "other")) == (None, "other")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "config.json").touch()
+    assert find(parsed(launcher, folder=copy)) == (None, str(copy))
+    assert launcher.config_of_run(parsed(launcher, folder=copy)) is None
+    assert launcher.config_of_run(parsed(launcher, folder=model)) == run / "config.yaml"
+    with pytest.raises(UserError, match=r"nowhere has no config\.yaml: give the run_dir"):
+        find(parsed(launcher, folder=tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="give one of them"):
+        find(parsed(launcher, "--run", str(run), folder=run))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "nothing to score: give the run's folder or --student FOLDER"),
+        (["--student", "x", "--saliency"], "--saliency compares with a teacher: give --teacher FOLDER"),
+        (["--student", "x", "--rate", "0"], "--rate 0.0: must be above 0, to 1"),
+        (["--student", "x", "--rate", "nan"], "--rate nan: must be above 0, to 1"),
+        (["--student", "x", "--resamples", "0"], "--resamples 0: must be 1 to 1000000"),
+        (["--student", "x", "--seed", "-1"], "--seed -1: must be 0 to 4294967295"),
+        (["--student", "x", "--test", "AX=f"], "--test says where test rows are for --submission ZIP"),
+        (["--student", "x", "--submission", "z", "--test", "AX"], "--test AX: must be NAME=FILE"),
+    ],
+)
+def test_wrong_words_are_told_at_once(launcher: ModuleType, words: list[str], expected: str) -> None:
+    config = load_config(None, ["data.prepared=p"], need="evaluate")
+    with pytest.raises(UserError) as caught:
+        launcher.main(config, parsed(launcher, *words))
+    assert str(caught.value).startswith(expected)
