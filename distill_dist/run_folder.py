@@ -8,6 +8,7 @@ checkpoints/  tensorboard/  trace-*.jsonl    while it runs
 snapshots/  plans/  served/                  of the curriculum: scores, the epoch's order, the score logs
 model/                                       the best epoch as a Hugging Face folder
 summary.json                                 the result
+evaluation.json  predictions/                of launcher/evaluate.py
 .lock                                        host and process of the run that is under way
 .mark                                        by which its ranks tell that they share the folder
 """

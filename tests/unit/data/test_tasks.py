@@ -10,6 +10,7 @@ from distill_dist.errors import UserError
 @pytest.mark.parametrize(
     ("task", "columns", "expected"),
     [
+        ("cola", ["sentence", "label", "idx"], ("sentence", "label")),
         ("sst2", ["sentence", "label"], ("sentence", "label")),
         ("qqp", ["id", "question1", "question2", "is_duplicate"], ("question1", "question2", "is_duplicate")),
         ("qqp", ["question1", "question2", "label", "idx"], ("question1", "question2", "label")),
@@ -27,7 +28,9 @@ def test_class_numbers_and_metrics_are_glues():
     assert TASKS["qnli"].labels == ("entailment", "not_entailment")
     assert TASKS["qqp"].labels == ("not_duplicate", "duplicate")
     assert TASKS["sst2"].labels == ("negative", "positive")
+    assert TASKS["cola"].labels == ("unacceptable", "acceptable")
     assert {name for name, task in TASKS.items() if task.metric == "f1"} == {"qqp"}
+    assert {name for name, task in TASKS.items() if task.metric == "matthews"} == {"cola"}
 
 
 def test_a_missing_column_is_named_with_those_there():

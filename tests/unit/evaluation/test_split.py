@@ -136,6 +136,13 @@ def test_metrics_are_those_of_the_whole_split(students: int) -> None:
         assert found == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews"])
+def test_the_tasks_own_metric_is_among_them(metric: str) -> None:
+    """The best epoch is chosen by it."""
+    whole = replace(scorer(SHARES[1][0], lambda tensor: tensor), metric=metric)
+    assert metric in whole.metrics(Known(0).logits_NC.double().numpy())
+
+
 @pytest.mark.parametrize("students", SHARES)
 def test_saliency_loyalty_is_the_mean_over_all_rows(students: int) -> None:
     student, teacher = Known(0), Known(1)
