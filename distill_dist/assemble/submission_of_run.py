@@ -20,19 +20,15 @@ from distill_dist.evaluation.submission import server_labels, write_submission
 from distill_dist.hub import locate
 from distill_dist.teacher.local import LocalTeacher
 
-# task -> the server's file -> (configuration, split) of nyu-mll/glue; files are called like the split
-_PLACES = {
-    "cola": {"CoLA": ("cola", "test")},
-    "sst2": {"SST-2": ("sst2", "test")},
-    "qqp": {"QQP": ("qqp", "test")},
-    "mnli": {
-        "MNLI-m": ("mnli", "test_matched"),
-        "MNLI-mm": ("mnli", "test_mismatched"),
-        "AX": ("ax", "test"),
-    },
-    "qnli": {"QNLI": ("qnli", "test")},
+# task -> the server's file -> the split of nyu-mll/glue; the official files are called like it, but for AX
+_SPLITS = {
+    "cola": {"CoLA": "test"},
+    "sst2": {"SST-2": "test"},
+    "qqp": {"QQP": "test"},
+    "mnli": {"MNLI-m": "test_matched", "MNLI-mm": "test_mismatched", "AX": "test"},
+    "qnli": {"QNLI": "test"},
 }
-_FILES = {"AX": "diagnostic"}  # as the official folder calls it
+_AX_NAME, _AX_FILE = "ax", "diagnostic"  # the hub's configuration, and the official file
 
 
 def write_submission_of(
@@ -71,15 +67,17 @@ def _open_tests(
     config: RunConfig, places: Mapping[str, str], prepared: Path
 ) -> tuple[dict[str, UnlabelledRows], dict[str, str]]:
     """(rows by the server's file, why the others are not there)."""
-    wanted = _PLACES[config.data.task]
+    wanted = _SPLITS[config.data.task]
     if unknown := sorted(places.keys() - wanted.keys()):
         raise UserError(f"--test {unknown[0]}: a model of {config.data.task} fills {', '.join(wanted)}")
     tokenizer = prepared_tokenizer(prepared, max_length=config.data.max_length)
     found, left_out = {}, {}
-    for file, (name, split) in wanted.items():
+    for file, split in wanted.items():
+        is_ax = file == "AX"
         by_custom = (
-            split if config.data.source == "hub" else f"{_FILES.get(file, split)}.{config.data.source}"
+            split if config.data.source == "hub" else f"{_AX_FILE if is_ax else split}.{config.data.source}"
         )
+        name = _AX_NAME if is_ax else config.data.name
         try:
             found[file] = read_unlabelled(
                 config.data, places.get(file, by_custom), name=name, tokenizer=tokenizer

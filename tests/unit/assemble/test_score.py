@@ -19,6 +19,7 @@ from distill_dist.assemble.models import check_tokenizer, teacher_shape
 from distill_dist.assemble.score import Asked, Scored, score, vocabulary
 from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig, TeacherConfig
+from distill_dist.config.schema_teacher import PooledTeacher
 from distill_dist.data.manifest import load_manifest
 from distill_dist.data.prepare import prepare
 from distill_dist.durable import sha256_file
@@ -170,6 +171,15 @@ def test_a_runs_teacher_that_is_gone_is_told_and_one_that_was_asked_for_is_an_er
         score(gone, Asked(pair[0], saliency=True))
     with pytest.raises(UserError, match="there is no such folder"):
         score(gone, Asked(pair[0], str(tmp_path / "gone" / "model")))
+
+
+def test_several_teachers_have_no_embedding_in_common(config: RunConfig, pair: tuple[str, str]) -> None:
+    pool = replace(config, teachers=(PooledTeacher(pair[0], 2.0), PooledTeacher(pair[1], 1.0)))
+    found = score(pool, Asked(pair[0], saliency=True, resamples=10)).record
+    assert found["loyalty"].keys() == {"ll", "pl", "sl_pearson_norm", "sl_spearman_norm"}
+    assert [each["weight"] for each in found["models"]["teachers"]] == pytest.approx([2 / 3, 1 / 3])
+    alone = score(config, Asked(pair[0], pair[1], resamples=10)).record
+    assert found["teacher"]["loss"] != alone["teacher"]["loss"]
 
 
 def test_splits_are_those_asked_for(config: RunConfig, pair: tuple[str, str]) -> None:

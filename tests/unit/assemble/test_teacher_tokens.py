@@ -17,7 +17,7 @@ from distill_dist.assemble.models import (
     teacher_shape,
 )
 from distill_dist.assemble.saliency_of_run import asks_saliency, why_no_saliency
-from distill_dist.assemble.score import score
+from distill_dist.assemble.score import Asked, score
 from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import load_manifest
@@ -184,10 +184,12 @@ def test_a_student_is_no_decoder(config: RunConfig, folder: Path) -> None:
 def test_scores_of_both_models(config: RunConfig, folder: Path, tmp_path: Path) -> None:
     manifest = load_manifest(folder / "both")
     build_student(config, manifest).model.save_pretrained(tmp_path / "student")  # type: ignore[operator]
-    arguments = {"student": str(tmp_path / "student"), "teacher": str(folder / "decoder"), "split": "dev"}
-    found = score(config, **arguments, saliency=False)
+    asked = Asked(str(tmp_path / "student"), str(folder / "decoder"))
+    found = score(config, asked).record
     assert found["rows"] == 10
     assert set(found["loyalty"]) == {"ll", "pl"}
     assert found["teacher"]["loss"] != found["student"]["loss"]
     with pytest.raises(UserError, match="--saliency compares what both models make of the same tokens"):
-        score(config, **arguments, saliency=True)
+        score(config, replace(asked, saliency=True))
+    with pytest.raises(UserError, match="--consistency changes the tokens that both models read"):
+        score(config, replace(asked, consistency=True))

@@ -60,6 +60,16 @@ def test_other_layouts(tmp_path: Path, tokenizer: RowTokenizer) -> None:
     assert read_unlabelled(config, "test.parquet", name="", tokenizer=tokenizer).lengths.tolist() == [4, 3]
 
 
+def test_the_hubs_layout(tmp_path: Path, tokenizer: RowTokenizer) -> None:
+    """A folder in it stands for the hub: splits are found by their names, and the label of -1 is not looked at."""
+    for split, sentences in (("train", ["a"]), ("test", ["a b", "", "c"])):
+        rows = [{"sentence": text, "label": -1, "idx": row} for row, text in enumerate(sentences)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    config = DataConfig(source="hub", task="sst2", path=str(tmp_path))
+    found = read_unlabelled(config, "test", name="", tokenizer=tokenizer)
+    assert found.lengths.tolist() == [4, 2, 3]
+
+
 def test_long_rows_are_cut_as_prepared_ones(tmp_path: Path, tokenizer: RowTokenizer) -> None:
     assert read(tmp_path, tokenizer, "index\tsentence\n0\ta b c d e f g h\n").lengths.tolist() == [8]
 
