@@ -101,14 +101,13 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         resamples=args.resamples,
     )
+    submission = None
+    if args.submission is not None:  # first: what it refuses is told before a split is scored
+        places = dict(each.split("=", 1) for each in args.test)
+        submission = write_submission_of(config, student=student, path=args.submission, places=places)
     scored = score(config, asked)
     found = scored.record if out is None else write_evaluation(out, scored)
-    if args.submission is not None:
-        places = dict(each.split("=", 1) for each in args.test)
-        found["submission"] = write_submission_of(
-            config, student=student, path=args.submission, places=places
-        )
-    return found
+    return found if submission is None else {**found, "submission": submission}
 
 
 def _check(config: RunConfig, args: argparse.Namespace) -> None:
