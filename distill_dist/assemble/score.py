@@ -108,6 +108,12 @@ def _check_comparable(asked: Asked, manifest: Manifest, models: EvaluatedModels)
             "--saliency compares what both models make of the same tokens, and the teacher is a decoder or reads "
             "tokens of its own (data.teacher_tokenizer): leave it away"
         )
+    widths = [parts.embedding_size for parts in models.teacher_parts]
+    if asked.saliency and len(set(widths)) > 1:
+        raise UserError(
+            f"--saliency: the teachers' embeddings are {widths} wide, and gradients of different widths cannot be "
+            "joined: leave it away, or give one of them as --teacher"
+        )
     if asked.consistency and has_own_tokens:
         raise UserError(
             "--consistency changes the tokens that both models read, and the teacher reads tokens of its own "

@@ -182,6 +182,21 @@ def test_several_teachers_have_no_embedding_in_common(config: RunConfig, pair: t
     assert found["teacher"]["loss"] != alone["teacher"]["loss"]
 
 
+def test_gradients_of_different_widths_are_not_joined(
+    config: RunConfig, pair: tuple[str, str], tmp_path: Path
+) -> None:
+    manifest = load_manifest(Path(config.data.prepared))
+    with torch.random.fork_rng():
+        shape = {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2}
+        random_student(
+            shape, vocab_size=manifest.vocab_size, pad_token_id=0, labels=manifest.labels
+        ).save_pretrained(tmp_path / "wide")
+    pool = replace(config, teachers=(PooledTeacher(pair[1], 1.0), PooledTeacher(f"{tmp_path}/wide", 1.0)))
+    with pytest.raises(UserError, match=r"--saliency: the teachers' embeddings are \[16, 32\] wide"):
+        score(pool, Asked(pair[0], saliency=True))
+    assert "loyalty" in score(pool, Asked(pair[0], resamples=10)).record
+
+
 def test_splits_are_those_asked_for(config: RunConfig, pair: tuple[str, str]) -> None:
     found = score(config, Asked(pair[0], splits=("train", "dev"), resamples=10))
     assert list(found.record["splits"]) == list(found.predictions) == ["train", "dev"]
