@@ -70,7 +70,7 @@ class Runner:
         self._waiting = [trial for trial in trials if verdicts[trial.number].state not in ended]
         self._paid = {trial.group for trial in trials if verdicts[trial.number].state == "done"}
         self._done = sum(found.state == "done" for found in verdicts.values())
-        self._total, self._failed = len(trials), 0
+        self._total, self._failed, self._open = len(trials), 0, len(self._waiting)
         self._starts: dict[int, int] = {}
         self._stopped: list[str] = []
         self._gave_up = ""  # why nothing more is started
@@ -93,7 +93,7 @@ class Runner:
             for one in self._running:
                 if one.process is not None:
                     kill_trial(one.trial, one.process)
-        if self._should_stop():
+        if self._should_stop() and self._open:
             raise Interrupted("asked to; the same command goes on")
         if self._gave_up:
             raise UserError(self._gave_up)
@@ -130,6 +130,7 @@ class Runner:
             self._judge(one.trial, _outcome(one), restart=restart)
 
     def _judge(self, trial: Trial, verdict: Verdict, *, restart: bool) -> None:
+        self._open -= verdict.state in ("done", "failed")
         if verdict.state == "done":
             self._done += 1
             self._paid.add(trial.group)

@@ -163,6 +163,12 @@ def test_a_stop_is_passed_on_and_the_next_call_goes_on(tmp_path: Path, plans: Pa
     assert [len(starts(plans, number)) for number in range(3)] == [1, 2, 1]
 
 
+def test_a_stop_that_comes_when_all_is_done_changes_nothing(tmp_path: Path, plans: Path) -> None:
+    plan = planned(tmp_path, "seed=0")
+    found = run(plan, should_stop=lambda: read_verdict(plan.trials[0].folder).state == "done")
+    assert [one.state for one in found] == ["done"]
+
+
 def test_what_a_dead_sweep_left_running_is_waited_for(tmp_path: Path, plans: Path) -> None:
     plan = planned(tmp_path, "seed=0,1")
     write_plan(plans, 0, "wait")
