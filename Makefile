@@ -1,7 +1,8 @@
 # make demo    the main job on a generated corpus, from nothing: environment, install, run
 # make test    what the tests need, then the tests
 # make matrix  every combination of route, ZeRO stage, kernel, checkpointing, accumulation and precision (slow)
-# make crash   200 and more processes killed at random moments, 50 of them real runs: the same samples come out (slow)
+# make crash   250 and more processes killed at random moments, 100 of them of real runs: the same samples and weights
+#              come out (slow)
 # make faults  50 faults of teachers under a run, five of each of ten kinds: the same weights come out (slow)
 # make cluster jobs on a real Slurm of four nodes on this machine, as root: requeues, lost nodes, arrays (slow)
 # make lint    ruff and mypy
@@ -60,11 +61,11 @@ test: $(INSTALLED_TEST)
 matrix: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_WHOLE_MATRIX=1 $(BIN)/python -m pytest -p no:cacheprovider tests/multi/test_routes.py
 
-# KILLS=80: fewer; a quarter of them are real runs
+# KILLS=80: fewer; a quarter of them are real runs, and as many again are kills of single ranks
 KILLS ?= 200
 crash: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_KILLS=$(KILLS) $(BIN)/python -m pytest -s -p no:cacheprovider \
-		tests/e2e/test_curriculum_killed.py tests/multi/test_snapshot_kills.py
+		tests/e2e/test_curriculum_killed.py tests/e2e/test_ranks_killed.py tests/multi/test_snapshot_kills.py
 
 # FAULTS=10: fewer; ten kinds take turns, of workers, hosts, memory, cache and disk; it mounts a small disk, as root
 FAULTS ?= 50

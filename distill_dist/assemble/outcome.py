@@ -13,17 +13,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill_dist import checkpoint
+from distill_dist.assemble.agreement import UNWRITTEN, agree_written
 from distill_dist.assemble.pool_report import PoolReport
+from distill_dist.assemble.saver import Saver
 from distill_dist.comm.students import StudentGroup
 from distill_dist.config.schema import RunConfig
 from distill_dist.durable import write_json
 from distill_dist.engine import Engine
-from distill_dist.errors import Interrupted
 from distill_dist.evaluation.scoring import evaluating
 from distill_dist.evaluation.split import SplitScorer, loyalty
 from distill_dist.models.width_maps import WIDTH_MAPS
@@ -56,35 +55,28 @@ class Outcome:
     best: (
         dict[str, Any] | None
     )  # {"step", "value"} of the best epoch so far; on student 0 "sha256" of its weights
-    saved_step: int  # of the newest checkpoint, which this run wrote or goes on from; 0: none
+    saver: Saver
     curriculum: Callable[[], dict[str, Any]]  # its state for a checkpoint; a collective
     order: Callable[[], dict[str, Any] | None]  # what the summary says of the curriculum; None without one
     pool: PoolReport | None = None  # of several teachers
     _teacher_logits: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     _counted: Counters = field(default_factory=dict)  # of the teachers, when the last epoch ended
     _spent: tuple[float, float] = (0.0, 0.0)  # seconds: elapsed, waited by all students
+    _dev: tuple[int, float] = (-1, 0.0)  # the step that dev was scored at last, and its score
 
     def save(self, step: int) -> None:
-        """Checkpoint after ``step`` finished steps, unless it is there. Raises Interrupted on a full disk."""
-        if step == self.saved_step:
-            return  # a stop right after an epoch's end
-        progress = {
-            "step": step,
-            "best": self.best,
-            "identity": self.identity,
-            "curriculum": self.curriculum(),
-        }
-        write = functools.partial(
-            checkpoint.save,
-            self.folder.checkpoints,
-            step=step,
-            previous=self.saved_step,
-            tensors=self.engine.state_dict(),
-            progress=progress,
-            keep=self.config.train.keep_last,
-        )
-        self._write(write, self.folder.checkpoints)
-        self.saved_step = step
+        """Checkpoint after ``step`` finished steps, unless it is there; see Saver."""
+
+        def progress() -> dict[str, Any]:
+            return {
+                "step": step,
+                "best": self.best,
+                "dev": self._dev[1] if self._dev[0] == step else None,
+                "identity": self.identity,
+                "curriculum": self.curriculum(),
+            }
+
+        self.saver.save(step, progress)
 
     def hear_teacher(self) -> None:
         """The frozen teacher's logits of every split, before the first step: no epoch's end has to wait for it."""
@@ -100,7 +92,7 @@ class Outcome:
         """What a row costs on the way, and how much of its direction the wire's types lose (`teacher.wire`)."""
         if not costs:
             return
-        self.telemetry.write(self.saved_step, {f"wire/{name}": value for name, value in costs.items()})
+        self.telemetry.write(self.saver.saved_step, {f"wire/{name}": value for name, value in costs.items()})
         lost = {name: f"{value:.1e}" for name, value in costs.items() if name != "bytes_per_row"}
         _log.info(
             "wire: %.0f bytes a row with everything in it; mean of 1 − cosine: %s",
@@ -119,6 +111,7 @@ class Outcome:
             step, {f"{name}/{key}": value for name, scores in found.items() for key, value in scores.items()}
         )
         value = found["dev"][self._criterion("dev")]
+        self._dev = (step, value)
         _log.info("step %d: dev %s", step, {key: round(score, 4) for key, score in found["dev"].items()})
         if self.best is None or value > self.best["value"]:
             best = {"step": step, "value": value}
@@ -168,6 +161,7 @@ class Outcome:
             "loyalty": loyal,
             "splits": scores,
             "throughput": self._throughput(),
+            "checkpoints": self._checkpoints(),
             "alignment": self.alignment,
             "curriculum": self._curriculum(),
             "versions": versions(),
@@ -188,13 +182,9 @@ class Outcome:
         if self.group.rank == 0:
             try:
                 written = write()
-            except (OSError, SafetensorError) as error:
+            except UNWRITTEN as error:
                 failed = error
-        if self.group.agree(int(failed is not None)):
-            reason = "see student 0" if failed is None else getattr(failed, "strerror", None) or str(failed)
-            raise Interrupted(
-                f"{path} cannot be written ({reason}): make room; the same command goes on from the last checkpoint"
-            ) from failed
+        agree_written(self.group, failed, place=path)
         return written
 
     def _score(self, split: str) -> dict[str, float]:
@@ -240,6 +230,12 @@ class Outcome:
             found: dict[str, Any] = before
             return found
         return self.order()
+
+    def _checkpoints(self) -> dict[str, float]:
+        if not self.telemetry.totals.elapsed_s and (before := self._before("checkpoints")):
+            found: dict[str, float] = before
+            return found
+        return self.saver.spent.describe()
 
     def _throughput(self) -> dict[str, float | None]:
         totals = self.telemetry.totals

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import transformers
 
+from distill_dist import checkpoint
+from distill_dist.assemble.agreement import agree_on_start
 from distill_dist.assemble.alignment import copied_for_probe, describe_alignment, run_probe
 from distill_dist.assemble.curriculum import Curriculum
 from distill_dist.assemble.loading import Loaded, load
@@ -17,6 +19,7 @@ from distill_dist.assemble.meet_teacher import meet_teacher
 from distill_dist.assemble.outcome import Outcome
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.route import ChosenRoute, choose_route
+from distill_dist.assemble.saver import Saver
 from distill_dist.assemble.served_scores import ServedScores
 from distill_dist.assemble.teacher_pool import report_of
 from distill_dist.assemble.training_rows import (
@@ -118,6 +121,8 @@ def _train(
     teacher: Teacher | None,
 ) -> dict[str, Any]:
     train = config.train
+    start = _start(loaded)
+    agree_on_start(group, start)
     plain = plain_loader(config, loaded, group)
     engine, student, alignment = _student(config, place, loaded, group, teacher, plain)
     itself = LocalTeacher(encoder_parts(engine.module), place.device, is_student=True)
@@ -128,7 +133,6 @@ def _train(
     )  # fmt: skip
     total_steps = curriculum.total_steps
     last_step = min(total_steps, train.max_steps or total_steps)
-    start = 0 if loaded.resumed is None else int(loaded.resumed.progress["step"])
     _log.info(
         "%s: %d student(s) at ZeRO %d, %d teacher(s), steps %d to %d of %d rows out of %d, on %s",
         config.method, group.size, engine.zero_stage, config.cluster.teachers, start, last_step, config.batch.size,
@@ -152,6 +156,8 @@ def _train(
         waited_s=lambda: 0.0 if teacher is None else teacher.waited_s,
         open_epoch=epochs.open,
         save=outcome.save,
+        save_failed=outcome.saver.failed,
+        settle=outcome.saver.settle,
         end_epoch=outcome.end_epoch,
         committed=(*_trace(config, folder, group, start), *((served,) if served else ())),
         seed=config.seed,
@@ -167,10 +173,15 @@ def _train(
             curriculum.finish(last_step)
         return outcome.summary(last_step)
     finally:
+        outcome.saver.close()
         telemetry.close()
         epochs.close()
         if served is not None:
             served.close()
+
+
+def _start(loaded: Loaded) -> int:
+    return 0 if loaded.resumed is None else int(loaded.resumed.progress["step"])
 
 
 def _telemetry(
@@ -285,7 +296,16 @@ def _outcome(
         identity=loaded.identity,
         alignment=alignment,
         best=loaded.best,
-        saved_step=0 if loaded.resumed is None else int(loaded.resumed.progress["step"]),
+        saver=Saver(
+            root=folder.checkpoints,
+            group=group,
+            telemetry=telemetry,
+            keep=checkpoint.Keep(config.train.keep_last, config.train.keep_best),
+            in_background=config.train.background_save,
+            limit_s=config.cluster.collective_s,
+            gather=engine.state_dict,
+            saved_step=_start(loaded),
+        ),
         curriculum=curriculum_state,
         order=curriculum.describe,
         pool=report_of(config, teacher, telemetry),

@@ -27,6 +27,7 @@ LAYERS = {
         "command_line",
         "stop_signal",
         "children",
+        "background",
     ),
     1: (
         "data",
