@@ -4,6 +4,7 @@
 # make crash   250 and more processes killed at random moments, 100 of them of real runs: the same samples and weights
 #              come out (slow)
 # make faults  50 faults of teachers under a run, five of each of ten kinds: the same weights come out (slow)
+# make worlds  runs of 4 students that go on with 2 and 3, at ZeRO 1 and 3: the same batches, the same losses (slow)
 # make cluster jobs on a real Slurm of four nodes on this machine, as root: requeues, lost nodes, arrays (slow)
 # make lint    ruff and mypy
 # make bench   measurements (slow)
@@ -28,7 +29,7 @@ STREAMING_PIP := $(STREAMING_VENV)/bin/python -m pip --disable-pip-version-check
 
 # stdout is for results: `make demo` ends with one JSON line
 .SILENT:
-.PHONY: install demo test matrix crash faults cluster lint bench bench-curriculum clean
+.PHONY: install demo test matrix crash faults worlds cluster lint bench bench-curriculum clean
 
 install: $(INSTALLED)
 
@@ -73,6 +74,9 @@ faults: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_FAULTS=$(FAULTS) $(BIN)/python -m pytest -s -p no:cacheprovider \
 		tests/e2e/test_teacher_faults.py
 
+worlds: $(INSTALLED_TEST)
+	OMP_NUM_THREADS=1 DISTILL_WHOLE_WORLDS=1 $(BIN)/python -m pytest -p no:cacheprovider tests/e2e/test_world_sizes.py
+
 # Slurm is installed by apt where it is missing; its daemons end with the tests
 cluster: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_WHOLE_CLUSTER=1 $(BIN)/python -m pytest -p no:cacheprovider tests/cluster
@@ -85,6 +89,7 @@ lint: $(INSTALLED_LINT)
 bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py padding
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py gradients
+	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py checkpoint
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py teacher
 
 bench-curriculum: $(INSTALLED) $(STREAMING_VENV)/installed
