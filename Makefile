@@ -1,10 +1,12 @@
 # make demo    the main job on a generated corpus, from nothing: environment, install, run
 # make test    what the tests need, then the tests
 # make matrix  every combination of route, ZeRO stage, kernel, checkpointing, accumulation and precision (slow)
-# make crash   200 and more processes killed at random moments, 50 of them real runs: the same samples come out (slow)
+# make crash   250 and more processes killed at random moments, 100 of them of real runs: the same samples and weights
+#              come out (slow)
 # make faults  50 faults of teachers under a run, five of each of ten kinds: the same weights come out (slow)
 # make cluster jobs on a real Slurm of four nodes on this machine, as root: requeues, lost nodes, arrays; and runs by
 #              deepspeed --hostfile and torchrun over two hosts in network namespaces: cut links, names (slow)
+# make worlds  runs of 4 students that go on with 2 and 3, at ZeRO 1 and 3: the same batches, the same losses (slow)
 # make lint    ruff and mypy
 # make bench   measurements (slow)
 # make bench-curriculum   the curriculum at 1e7 to 1e9 rows against Mosaic Streaming and DeepSpeed (slow, 30 GB of disk)
@@ -28,7 +30,7 @@ STREAMING_PIP := $(STREAMING_VENV)/bin/python -m pip --disable-pip-version-check
 
 # stdout is for results: `make demo` ends with one JSON line
 .SILENT:
-.PHONY: install demo test matrix crash faults cluster lint bench bench-curriculum clean
+.PHONY: install demo test matrix crash faults worlds cluster lint bench bench-curriculum clean
 
 install: $(INSTALLED)
 
@@ -61,17 +63,20 @@ test: $(INSTALLED_TEST)
 matrix: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_WHOLE_MATRIX=1 $(BIN)/python -m pytest -p no:cacheprovider tests/multi/test_routes.py
 
-# KILLS=80: fewer; a quarter of them are real runs
+# KILLS=80: fewer; a quarter of them are real runs, and as many again are kills of single ranks
 KILLS ?= 200
 crash: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_KILLS=$(KILLS) $(BIN)/python -m pytest -s -p no:cacheprovider \
-		tests/e2e/test_curriculum_killed.py tests/multi/test_snapshot_kills.py
+		tests/e2e/test_curriculum_killed.py tests/e2e/test_ranks_killed.py tests/multi/test_snapshot_kills.py
 
 # FAULTS=10: fewer; ten kinds take turns, of workers, hosts, memory, cache and disk; it mounts a small disk, as root
 FAULTS ?= 50
 faults: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_FAULTS=$(FAULTS) $(BIN)/python -m pytest -s -p no:cacheprovider \
 		tests/e2e/test_teacher_faults.py tests/e2e/test_sharded_replicas.py
+
+worlds: $(INSTALLED_TEST)
+	OMP_NUM_THREADS=1 DISTILL_WHOLE_WORLDS=1 $(BIN)/python -m pytest -p no:cacheprovider tests/e2e/test_world_sizes.py
 
 # Slurm, sshd and pdsh are installed by apt where they are missing; their daemons end with the tests
 cluster: $(INSTALLED_TEST)
@@ -85,6 +90,7 @@ lint: $(INSTALLED_LINT)
 bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py padding
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py gradients
+	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py checkpoint
 	OMP_NUM_THREADS=1 $(BIN)/python launcher/bench.py teacher
 
 bench-curriculum: $(INSTALLED) $(STREAMING_VENV)/installed

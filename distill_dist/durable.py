@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import fnmatch
@@ -71,9 +72,11 @@ def durable_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb+") as handle:
+        for each in (temporary, *temporary.rglob("*")):
+            if each.is_dir():
+                sync_folder(each)
+            elif each.is_file():
+                with each.open("rb+") as handle:
                     os.fsync(handle.fileno())
         old = _moved_aside(path)
         shutil.rmtree(old, ignore_errors=True)
@@ -96,6 +99,21 @@ def recover_folders(root: Path, pattern: str) -> None:
     """``recover_folder`` for every folder in ``root`` whose name matches the glob ``pattern``, present or not."""
     for old in root.glob(f".{pattern}.old"):
         recover_folder(root / old.name.removeprefix(".").removesuffix(".old"))
+
+
+def remove_folder(path: Path) -> None:
+    """Remove the folder ``path`` in one step: a crash leaves it whole, or hidden for ``remove_stale`` to find."""
+    gone = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.replace(gone)
+    shutil.rmtree(gone)
+
+
+def read_anew(path: Path) -> None:
+    """Make what ``path`` holds durable, and let the next reader take it from the disk where the system can do that."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        with contextlib.suppress(OSError):  # advice: not every file system takes it
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def remove_stale(root: Path, pattern: str) -> None:

@@ -291,4 +291,5 @@ def _unsharded_masters(optimizer: Any) -> dict[int, Tensor]:
 
 def _to_host(tensor: Tensor | None) -> Tensor:
     assert tensor is not None
-    return tensor.detach().float().cpu().clone().contiguous()
+    # one copy, whatever the device: of a tensor that is there already in fp32, .cpu() would be the tensor itself
+    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()

@@ -21,9 +21,11 @@ from distill_dist.telemetry import Telemetry
 _log = logging.getLogger(__name__)
 
 # What a student says when a step opens; the largest word of all students counts.
-_GO, _STOP = 0, 1
-_LOST = 2  # no teacher answers
-_FAILED = 3  # a row of this student cannot be read, or no teacher has sane signals: no resume mends that
+_GO = 0
+_UNSAVED = 1  # a checkpoint could not be written
+_STOP = 2
+_LOST = 3  # no teacher answers
+_FAILED = 4  # a row of this student cannot be read, or no teacher has sane signals: no resume mends that
 
 StepWithSignals = tuple[Step, tuple[TeacherSignal | None, ...]]
 
@@ -32,7 +34,9 @@ StepWithSignals = tuple[Step, tuple[TeacherSignal | None, ...]]
 class Trainer:
     """One student's loop. ``open_epoch``, ``save``, ``end_epoch`` are collectives of the finished steps' number.
 
-    ``open_epoch`` gives the steps with their signals from there to the end of the epoch, or of the run.
+    ``open_epoch`` gives the steps with their signals from there to the end of the epoch, or of the run. What ``save``
+    was given may still be being written when it returns: ``settle``, a collective too, waits for it, and raises where
+    it failed, which ``save_failed`` tells beforehand.
     """
 
     engine: Engine
@@ -45,6 +49,8 @@ class Trainer:
     waited_s: Callable[[], float]
     open_epoch: Callable[[int], Iterator[StepWithSignals]]
     save: Callable[[int], None]
+    save_failed: Callable[[], bool]
+    settle: Callable[[], None]
     end_epoch: Callable[[int], None]
     spoke: Callable[[int], None]  # after every telemetry point
     committed: tuple[Callable[[Step, list[LossTerms]], None], ...]
@@ -71,6 +77,7 @@ class Trainer:
             if ends_epoch or (self.checkpoint_every and finished % self.checkpoint_every == 0):
                 self.save(finished)
                 self.telemetry.resume_clock(waited_s=self.waited_s())
+        self.settle()
 
     def _open(self, stream: Iterator[StepWithSignals], done: int, start: int) -> StepWithSignals:
         """The next step once every student holds its signals; no collective of the step ever waits for a teacher."""
@@ -84,12 +91,16 @@ class Trainer:
             word, ended = _FAILED, error
         if self.should_stop() and word != _FAILED:
             word = _STOP  # which cuts the wait for a teacher short
+        if word == _GO and self.save_failed():
+            word = _UNSAVED
         agreed = self.group.agree(word)
         if agreed == _GO:
             assert found is not None
             return found
-        if done > start:
+        if agreed != _UNSAVED and done > start:
             self.save(done)
+        self.settle()
+        assert agreed != _UNSAVED, "a checkpoint failed, and nobody was told why"
         if agreed == _STOP:
             # a launcher that sees one rank die signals the others
             gone = "".join(f", {name} is gone" for name in self.group.gone())

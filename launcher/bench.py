@@ -3,6 +3,7 @@
     python launcher/bench.py padding [--config configs/teacher_sst2_minilm.yaml] [--steps 40] [key=value …]
     python launcher/bench.py gradients [--shape minilm|bert_base|both] [--device cpu|cuda] [--threads 1] [--repeats N]
     python launcher/bench.py curriculum [--rows 1e7 1e8 1e9] [--folder DIR] [--streaming-python PATH]
+    python launcher/bench.py checkpoint [--rounds 7] [--every 20] [--folder DIR]
     python launcher/bench.py teacher [--rounds 5] [--hosts 4] [--clients 32] [--seconds 60]
 
 `padding`: what grouping by length buys over random batches and over padding to the longest row.
@@ -10,6 +11,8 @@
 on random models and rows as long as SST-2's, so it takes no configuration.
 `curriculum`: what an epoch's order costs (plan, memory, resume, ids per second) against Mosaic Streaming's shuffle and
 DeepSpeed's data sampler, and how even exact quotas make batches; on random scores, no configuration either.
+`checkpoint`: how long training stands still for one, and what it costs all in all, written before the next step and
+beside it; a MiniLM student of 3 layers with AdamW's moments, KD steps, no configuration.
 `teacher`: what signals from a teacher service cost a student over signals that lie ready, how the service scales from
 1 host to more, bytes and error of each wire type, and requests of many clients at once, each answer checked; real
 hosts and clients, and in place of the model a stand-in that replays signals when another device would have them. No
@@ -143,6 +146,40 @@ def curriculum(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    """Options of `checkpoint`."""
+    parser.add_argument("--rounds", type=int, default=7, help="of each way, in turns (default: 7)")
+    parser.add_argument("--every", type=int, default=20, help="steps between two of them (default: 20)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(os.environ.get("TMPDIR") or "/var/tmp"),
+        help="on the disk to write to: some 700 MB (default: $TMPDIR, else /var/tmp)",
+    )
+
+
+def checkpoint(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of `checkpoint`."""
+    _refuse_configuration("checkpoint", args)
+    for name in ("rounds", "every"):
+        value = getattr(args, name)
+        if value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+    if not args.folder.is_dir():
+        raise UserError(f"--folder {args.folder}: there is no such folder")
+    import torch
+
+    from distill_dist.bench.checkpoint import measure_checkpoint, table
+    from distill_dist.bench.distillation_cases import SHAPES
+
+    torch.set_num_threads(1)
+    found = measure_checkpoint(
+        SHAPES["minilm"], rounds=args.rounds, every=args.every, folder=args.folder, progress=_progress
+    )
+    print(f"\r{'':40}\r{table(found)}", file=sys.stderr)
+    return found
+
+
 def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
     """Options of `teacher`."""
     parser.add_argument("--rounds", type=int, default=5, help="of each way, in turns (default: 5)")
@@ -191,6 +228,7 @@ BENCHMARKS = {
     "padding": Benchmark(padding, add_padding_flags),
     "gradients": Benchmark(gradients, add_gradients_flags),
     "curriculum": Benchmark(curriculum, add_curriculum_flags),
+    "checkpoint": Benchmark(checkpoint, add_checkpoint_flags),
     "teacher": Benchmark(teacher, add_teacher_flags),
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from distill_dist.comm.students import StudentGroup
 from distill_dist.durable import is_disk_full
 from distill_dist.errors import Interrupted, UserError, shared_error
@@ -30,6 +32,32 @@ def agree_on(group: StudentGroup, failed: Exception | None, *, place: Path, stop
     if failed is not None and speaker == group.rank:
         raise failed
     raise shared_error(reason, said=True)
+
+
+def agree_on_start(group: StudentGroup, start: int) -> None:
+    """Raises UserError, on all students, unless all go on from step ``start``; a collective."""
+    last, first = group.agree(start), -group.agree(-start)
+    if last != first:
+        raise shared_error(
+            f"students found different checkpoints, of steps from {first} to {last}: run_dir must be one folder that "
+            "every host sees, and a checkpoint that only some of them can read must go",
+            said=group.rank != 0,
+        )
+
+
+# What a full or broken disk raises while weights are written.
+UNWRITTEN = (OSError, SafetensorError)
+
+
+def agree_written(group: StudentGroup, failed: Exception | None, *, place: Path) -> None:
+    """Raises Interrupted, on all students, where student 0 ``failed`` to write ``place``; a collective."""
+    if not group.agree(int(failed is not None)):
+        return
+    reason = "see student 0" if failed is None else getattr(failed, "strerror", None) or str(failed)
+    raise Interrupted(
+        f"{place} cannot be written ({reason}): make room, or mend the disk; the same command goes on from the last "
+        "checkpoint"
+    ) from failed
 
 
 def alone(group: StudentGroup, work: Callable[[], object], *, place: Path) -> None:

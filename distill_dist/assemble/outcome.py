@@ -13,19 +13,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill_dist import checkpoint
+from distill_dist.assemble.agreement import UNWRITTEN, agree_written
 from distill_dist.assemble.pool_report import PoolReport
+from distill_dist.assemble.saver import Saver
 from distill_dist.assemble.service_watch import ServiceWatch
 from distill_dist.assemble.wire_report import Costs, wire_line, wire_scalars
 from distill_dist.comm.students import StudentGroup
 from distill_dist.config.schema import RunConfig
 from distill_dist.durable import write_json
 from distill_dist.engine import Engine
-from distill_dist.errors import Interrupted
 from distill_dist.evaluation.scoring import evaluating
 from distill_dist.evaluation.split import SplitScorer, loyalty
 from distill_dist.models.width_maps import WIDTH_MAPS
@@ -59,7 +58,7 @@ class Outcome:
     best: (
         dict[str, Any] | None
     )  # {"step", "value"} of the best epoch so far; on student 0 "sha256" of its weights
-    saved_step: int  # of the newest checkpoint, which this run wrote or goes on from; 0: none
+    saver: Saver
     curriculum: Callable[[], dict[str, Any]]  # its state for a checkpoint; a collective
     order: Callable[[], dict[str, Any] | None]  # what the summary says of the curriculum; None without one
     taught_by: tuple[Identity, ...] = ()  # who the teachers are, for a checkpoint
@@ -68,29 +67,22 @@ class Outcome:
     watch: ServiceWatch | None = None  # on student 0, where there is a teacher
     wire: tuple[Costs, ...] = ()  # of each teacher whose rows travel
     _teacher_logits: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    _dev: tuple[int, float] = (-1, 0.0)  # the step that dev was scored at last, and its score
 
     def save(self, step: int) -> None:
-        """Checkpoint after ``step`` finished steps, unless it is there. Raises Interrupted on a full disk."""
-        if step == self.saved_step:
-            return  # a stop right after an epoch's end
-        progress = {
-            "step": step,
-            "best": self.best,
-            "identity": self.identity,
-            "teachers": [each.to_json() for each in self.taught_by],
-            "curriculum": self.curriculum(),
-        }
-        write = functools.partial(
-            checkpoint.save,
-            self.folder.checkpoints,
-            step=step,
-            previous=self.saved_step,
-            tensors=self.engine.state_dict(),
-            progress=progress,
-            keep=self.config.train.keep_last,
-        )
-        self._write(write, self.folder.checkpoints)
-        self.saved_step = step
+        """Checkpoint after ``step`` finished steps, unless it is there; see Saver."""
+
+        def progress() -> dict[str, Any]:
+            return {
+                "step": step,
+                "best": self.best,
+                "dev": self._dev[1] if self._dev[0] == step else None,
+                "identity": self.identity,
+                "teachers": [each.to_json() for each in self.taught_by],
+                "curriculum": self.curriculum(),
+            }
+
+        self.saver.save(step, progress)
 
     def hear_teacher(self) -> None:
         """The frozen teacher's logits of every split, before the first step: no epoch's end has to wait for it."""
@@ -99,12 +91,12 @@ class Outcome:
         for name in self.scorers:
             self._teacher_on(name)
         if self.watch is not None:
-            self.watch.begin(self.saved_step)
+            self.watch.begin(self.saver.saved_step)
             self._say_wire()
 
     def _say_wire(self) -> None:
         if self.wire:
-            self.telemetry.write(self.saved_step, wire_scalars(self.wire))
+            self.telemetry.write(self.saver.saved_step, wire_scalars(self.wire))
             _log.info("wire: %s", wire_line(self.wire))
         elif self.config.teacher.cache_dir:
             _log.info(
@@ -122,6 +114,7 @@ class Outcome:
             step, {f"{name}/{key}": value for name, scores in found.items() for key, value in scores.items()}
         )
         value = found["dev"][self.scorers["dev"].metric]
+        self._dev = (step, value)
         told = ", ".join(f"{key} {score:.4f}" for key, score in found["dev"].items())
         _log.info("step %d: dev %s", step, told)
         if self.best is None or value > self.best["value"]:
@@ -159,6 +152,7 @@ class Outcome:
             "splits": scores,
             "throughput": self._throughput(),
             "signals": self._signals(),
+            "checkpoints": self._checkpoints(),
             "alignment": self.alignment,
             "curriculum": self._curriculum(),
             "versions": versions(),
@@ -188,13 +182,9 @@ class Outcome:
         if self.group.rank == 0:
             try:
                 written = write()
-            except (OSError, SafetensorError) as error:
+            except UNWRITTEN as error:
                 failed = error
-        if self.group.agree(int(failed is not None)):
-            reason = "see student 0" if failed is None else getattr(failed, "strerror", None) or str(failed)
-            raise Interrupted(
-                f"{path} cannot be written ({reason}): make room; the same command goes on from the last checkpoint"
-            ) from failed
+        agree_written(self.group, failed, place=path)
         return written
 
     def _score(self, split: str) -> dict[str, float]:
@@ -256,6 +246,12 @@ class Outcome:
             found: dict[str, int] = before
             return found
         return {"rows": asked, "computed": computed} if asked else None
+
+    def _checkpoints(self) -> dict[str, float]:
+        if not self.telemetry.totals.elapsed_s and (before := self._before("checkpoints")):
+            found: dict[str, float] = before
+            return found
+        return self.saver.spent.describe()
 
     def _throughput(self) -> dict[str, float | None]:
         totals = self.telemetry.totals

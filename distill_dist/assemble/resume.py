@@ -16,9 +16,9 @@ _FREE = (
     "teacher.patience_s", "teacher.lease_s", "teacher.rest_after_s", "teacher.check_every_s",
     "teacher.shards", "teacher.offload", "teacher.batch_tokens", "teacher.cache_mib", "teacher.cache_dir",
     "batch.micro_tokens", "batch.pad_to", "train.max_steps", "train.resume", "train.checkpoint_every",
-    "train.keep_last", "train.log_every", "train.trace", "student.attention", "student.checkpointing",
-    "student.compile", "alignment.probe", "alignment.tolerance", "curriculum.memory_mib",
-    "curriculum.keep_snapshots", "curriculum.final_snapshot",
+    "train.keep_last", "train.keep_best", "train.background_save", "train.log_every", "train.trace",
+    "student.attention", "student.checkpointing", "student.compile", "alignment.probe", "alignment.tolerance",
+    "curriculum.memory_mib", "curriculum.keep_snapshots", "curriculum.final_snapshot",
 )  # fmt: skip
 _ORDERS = ("data.window_shards",)  # although it is below a free one
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import transformers
 
+from distill_dist import checkpoint
+from distill_dist.assemble.agreement import agree_on_start
 from distill_dist.assemble.alignment import copied_for_probe, describe_alignment, run_probe
 from distill_dist.assemble.curriculum import Curriculum
 from distill_dist.assemble.loading import Loaded, load
@@ -18,6 +20,7 @@ from distill_dist.assemble.outcome import Outcome
 from distill_dist.assemble.place import Place
 from distill_dist.assemble.route import ChosenRoute, choose_route
 from distill_dist.assemble.same_teachers import same_teachers
+from distill_dist.assemble.saver import Saver
 from distill_dist.assemble.served_scores import ServedScores
 from distill_dist.assemble.service_watch import ServiceWatch
 from distill_dist.assemble.teacher_pool import report_of
@@ -112,6 +115,8 @@ def _train(
     train, teacher = config.train, met.teacher
     if place.student == 0:
         folder.describe(config_yaml=dump_config(config), deepspeed_json=loaded.deepspeed_json)
+    start = _start(loaded)
+    agree_on_start(group, start)
     taught_by = same_teachers(config, loaded.resumed, met.identities, group)
     plain = plain_loader(config, loaded, group)
     engine, student, alignment = _student(config, place, loaded, group, teacher, plain)
@@ -123,7 +128,6 @@ def _train(
     )  # fmt: skip
     total_steps = curriculum.total_steps
     last_step = min(total_steps, train.max_steps or total_steps)
-    start = 0 if loaded.resumed is None else int(loaded.resumed.progress["step"])
     _log.info(
         "%s: %d student(s) at ZeRO %d, %d teacher(s), steps %d to %d of %d rows out of %d, on %s",
         config.method, group.size, engine.zero_stage, config.cluster.teachers, start, last_step, config.batch.size,
@@ -149,6 +153,8 @@ def _train(
         waited_s=lambda: 0.0 if teacher is None else teacher.waited_s,
         open_epoch=epochs.open,
         save=outcome.save,
+        save_failed=outcome.saver.failed,
+        settle=outcome.saver.settle,
         end_epoch=outcome.end_epoch,
         spoke=(lambda step: None) if watch is None else watch.ask,
         committed=(*_trace(config, folder, group, start), *((served,) if served else ())),
@@ -167,10 +173,15 @@ def _train(
     finally:
         if watch is not None:
             watch.close(RELEASE_S)
+        outcome.saver.close()
         telemetry.close()
         epochs.close()
         if served is not None:
             served.close()
+
+
+def _start(loaded: Loaded) -> int:
+    return 0 if loaded.resumed is None else int(loaded.resumed.progress["step"])
 
 
 def _telemetry(
@@ -290,7 +301,16 @@ def _outcome(
         identity=loaded.identity,
         alignment=alignment,
         best=loaded.best,
-        saved_step=0 if loaded.resumed is None else int(loaded.resumed.progress["step"]),
+        saver=Saver(
+            root=folder.checkpoints,
+            group=group,
+            telemetry=telemetry,
+            keep=checkpoint.Keep(config.train.keep_last, config.train.keep_best),
+            in_background=config.train.background_save,
+            limit_s=config.cluster.collective_s,
+            gather=engine.state_dict,
+            saved_step=_start(loaded),
+        ),
         curriculum=curriculum_state,
         order=curriculum.describe,
         no_saliency=loaded.no_saliency,

@@ -133,6 +133,7 @@ RANGES: dict[str, Range] = {
     "train.clip_norm": Range(0),
     "train.checkpoint_every": _COUNT_OR_NONE,
     "train.keep_last": _COUNT,
+    "train.keep_best": _COUNT_OR_NONE,
     "train.log_every": _COUNT,
     "cluster.teachers": _COUNT_OR_NONE,
     "cluster.threads": Range(0, 4096),

@@ -248,7 +248,12 @@ class TrainConfig:
     checkpoint_every: int = 0
     """Optimizer steps between checkpoints, besides the one at each epoch's end; 0: only those."""
     keep_last: int = 2
-    """Checkpoints kept; at least 1. The best epoch's model is kept besides."""
+    """Newest checkpoints kept; at least 1. The best epoch's model is kept besides."""
+    keep_best: int = 0
+    """Of how many epochs, those with the best dev score, the checkpoints are kept besides the newest; at least 0."""
+    background_save: bool = True
+    """Write checkpoints beside the training, which then stands still only while they are copied to host memory;
+    student 0 holds a copy of weights and moments meanwhile. `false`: training waits until each is written."""
     log_every: int = 20
     """Optimizer steps between telemetry points; each costs one collective and one device sync."""
     trace: bool = False

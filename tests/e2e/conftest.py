@@ -6,7 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny import Started
+from tiny import Started, environment
+
+# what takes half an hour; a folder's conftest may leave files out by this name
+collect_ignore = [] if os.environ.get("DISTILL_KILLS") else ["test_ranks_killed.py"]
 
 # minutes of six ranks: `make faults`
 collect_ignore = [] if os.environ.get("DISTILL_FAULTS") else ["test_sharded_replicas.py"]
@@ -27,3 +30,23 @@ def shared_memory() -> set[str]:
     """Names in /dev/shm, where killed processes leave segments behind."""
     folder = Path("/dev/shm")
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+@dataclass(frozen=True)
+class SlowDisk:
+    """Of runs with ``variables`` in their environment: see slow_writes/sitecustomize.py."""
+
+    settings: Path
+
+    def take(self, seconds: float, *, from_step: int = 0) -> None:
+        """So long do checkpoints take to be written, those of steps before ``from_step`` no time at all."""
+        written = self.settings.with_suffix(".new")
+        written.write_text(f"{from_step} {seconds}", encoding="ascii")
+        written.replace(self.settings)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """For the processes of the run."""
+        folder = str(Path(__file__).parent / "slow_writes")
+        path = os.pathsep.join([folder, environment()["PYTHONPATH"]])
+        return {"PYTHONPATH": path, "SLOW_WRITES": str(self.settings)}

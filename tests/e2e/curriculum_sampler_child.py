@@ -130,7 +130,7 @@ def train(prepared: Path, run_dir: Path, changed: list[str], phase: mmap.mmap) -
                 previous=previous,
                 tensors={"state": torch.tensor([run.network.state])},
                 progress={"step": done + 1, "curriculum": run.state_dict()},
-                keep=2,
+                keep=checkpoint.Keep(2),
             )
             previous = done + 1
     if end % per_epoch == 0:

@@ -94,14 +94,14 @@ def test_a_killed_run_goes_on_as_the_undisturbed_one(
 # ------------------------------------------------------------------ any number of students
 
 
-@pytest.mark.parametrize("window_shards", [0, 2])
-def test_the_batches_are_the_same_for_one_two_and_three_students(
-    world: World, shards: Path, sampler: Sampler, tmp_path: Path, window_shards: int
+def test_the_batches_in_windows_of_shards_are_the_same_for_one_two_and_three_students(
+    world: World, shards: Path, sampler: Sampler, tmp_path: Path
 ) -> None:
+    """Without windows, and with the losses: test_world_sizes.py."""
     scores = np.random.default_rng(0).normal(size=400).astype(np.float16)  # few values: there are ties
     np.save(tmp_path / "scores.npy", scores)
     given = ("curriculum.source=file", f"curriculum.file={tmp_path}/scores.npy")
-    windows = f"data.window_shards={window_shards}"
+    windows = "data.window_shards=2"
     assert sampler.run(tmp_path / "alone", "pass", *given, windows) == 0
     expected = batches(tmp_path / "alone")
     assert len({row for batch in expected[:STEPS] for row in batch}) < 400, "the pool grows"

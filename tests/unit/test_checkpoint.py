@@ -8,14 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from distill_dist import checkpoint
+from distill_dist import checkpoint, durable
 from distill_dist.errors import UserError
 
 
-def save(root: Path, step: int, *, keep: int = 9, previous: int = 10**6, **progress: Any) -> Path:
+def save(
+    root: Path, step: int, *, keep: int = 9, keep_best: int = 0, previous: int = 10**6, **progress: Any
+) -> Path:
     tensors = {"weights/a": torch.full((3, 2), float(step)), "step": torch.tensor(float(step))}
     return checkpoint.save(
-        root, step=step, previous=previous, tensors=tensors, progress={"step": step, **progress}, keep=keep
+        root,
+        step=step,
+        previous=previous,
+        tensors=tensors,
+        progress={"step": step, **progress},
+        keep=checkpoint.Keep(keep, keep_best),
     )
 
 
@@ -144,6 +151,84 @@ def test_pruning_never_takes_the_one_just_written(tmp_path: Path) -> None:
     save(tmp_path, 40)
     folder = save(tmp_path, 60, keep=1)
     assert checkpoint.complete_folders(tmp_path) == [folder]
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name.removeprefix("step-000000") for path in root.iterdir())
+
+
+def test_the_best_epochs_stay_beside_the_newest(tmp_path: Path) -> None:
+    scores = {10: None, 20: 0.5, 30: 0.9, 35: None, 40: 0.7, 50: 0.9, 60: 0.6, 65: None}
+    for step, score in scores.items():
+        save(tmp_path, step, keep=2, keep_best=2, dev=score)
+    assert names(tmp_path) == ["30", "50", "60", "65"]
+    save(tmp_path, 70, keep=1, keep_best=1, dev=0.1)
+    assert names(tmp_path) == ["30", "70"], "of equal ones the earlier"
+    save(tmp_path, 80, keep=1, keep_best=1, dev=1.0)
+    assert names(tmp_path) == ["80"]
+
+
+def test_a_best_epoch_that_cannot_be_read_or_is_older_than_the_field_counts_nothing(tmp_path: Path) -> None:
+    save(tmp_path, 10, dev=0.9)
+    (tmp_path / "step-00000010" / "progress.json").write_bytes(b"torn")
+    save(tmp_path, 20)
+    save(tmp_path, 30, dev=0.1)
+    save(tmp_path, 40, keep=1, keep_best=1, dev=None)
+    assert names(tmp_path) == ["30", "40"]
+
+
+@pytest.mark.parametrize("what", ["a weight", "a NaN", "a sign", "the progress"])
+def test_what_the_disk_garbled_is_never_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Its checksums would be those of the garbled file."""
+    save(tmp_path, 20, keep=1)
+    tensors = {"weights/a": torch.tensor([1.0, float("nan"), 0.0]), "step": torch.tensor(3.0)}
+
+    def write(path: Path) -> None:
+        checkpoint.save(
+            path, step=40, previous=20, tensors=tensors, progress={"text": "ab"}, keep=checkpoint.Keep(9)
+        )
+
+    write(tmp_path / "good")
+    place = {"a weight": b"\x3f", "a NaN": b"\x7f", "a sign": b"\x00\x00\x00\x00", "the progress": b"ab"}[
+        what
+    ]
+
+    def garble(path: Path) -> None:
+        if (path.suffix == ".json") == (what == "the progress"):
+            content = bytearray(path.read_bytes())
+            content[content.rindex(place) + len(place) - 1] ^= 0x80 if what != "the progress" else 1
+            path.write_bytes(bytes(content))
+
+    monkeypatch.setattr(checkpoint, "read_anew", garble)
+    with pytest.raises(OSError, match="what was read back is not what was written"):
+        write(tmp_path)
+    monkeypatch.undo()
+    assert names(tmp_path / "good") == ["40"]
+    assert [folder.name for folder in checkpoint.complete_folders(tmp_path)] == ["step-00000020"]
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_crash_while_pruning_leaves_nothing_that_looks_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 20)
+
+    def crash(path: Path, **more: object) -> None:
+        if "step-00000020" in path.name:  # it had begun, with the largest file
+            (path / "tensors.safetensors").unlink(missing_ok=True)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(durable.shutil, "rmtree", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 40, keep=1)
+    monkeypatch.undo()
+    assert [folder.name for folder in checkpoint.complete_folders(tmp_path)] == ["step-00000040"]
+    flip_a_byte(tmp_path / "step-00000040" / "tensors.safetensors")
+    with pytest.raises(UserError, match="every checkpoint"):
+        checkpoint.newest(tmp_path)
+    assert "step-00000020" not in caplog.text
 
 
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

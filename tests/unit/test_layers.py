@@ -28,6 +28,7 @@ LAYERS = {
         "console",
         "stop_signal",
         "children",
+        "background",
     ),
     1: (
         "data",

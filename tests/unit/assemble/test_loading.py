@@ -22,7 +22,7 @@ def test_no_run_ends_before_where_it_stands(tmp_path: Path, max_steps: int, refu
         previous=0,
         tensors={"weights/a": torch.ones(1)},
         progress={"step": 50, "best": None, "identity": {}},
-        keep=1,
+        keep=checkpoint.Keep(1),
     )
     config = RunConfig()
     config = replace(config, train=replace(config.train, max_steps=max_steps))

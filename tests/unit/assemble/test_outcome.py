@@ -12,59 +12,43 @@ import numpy as np
 import pytest
 import torch
 from config.trees import good_with
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from distill_dist import checkpoint
+from assemble.savers import Group, saver_of
 from distill_dist.assemble.outcome import Outcome
 from distill_dist.errors import Interrupted
 from distill_dist.run_folder import RunFolder
 from distill_dist.telemetry import Totals
 
 
-class Group:
-    """One of two students; ``others`` is what the sibling says when they agree."""
-
-    size = 2
-
-    def __init__(self, rank: int, others: int = 0) -> None:
-        self.rank, self.others, self.agreed = rank, others, 0
-
-    def agree(self, value: int) -> int:
-        self.agreed += 1
-        return max(value, self.others)
-
-    def sum_integers(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        return values  # the sibling has nothing to add
-
-
-def outcome(root: Path, group: Group, *, saved_step: int = 0) -> Outcome:
+def outcome(root: Path, group: Group) -> Outcome:
     unused: Any = None
-    engine: Any = SimpleNamespace(state_dict=lambda: {"weights/a": torch.ones(2)})
-    config: Any = SimpleNamespace(train=SimpleNamespace(keep_last=2))
-    folder: Any = SimpleNamespace(checkpoints=root)
+    folder: Any = SimpleNamespace(model=root / "model")
     students: Any = group
     return Outcome(
-        config=config, engine=engine, student=unused, teacher=None, scorers={}, group=students, telemetry=unused,
-        folder=folder, tokenizer=root, identity={}, alignment=None, best=None, saved_step=saved_step,
+        config=unused, engine=unused, student=unused, teacher=None, scorers={}, group=students, telemetry=unused,
+        folder=folder, tokenizer=root, identity={}, alignment=None, best=None, saver=saver_of(root, group),
         curriculum=dict, order=lambda: None,
     )  # fmt: skip
 
 
-def test_a_step_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = outcome(tmp_path, Group(0))
+def test_a_checkpoint_holds_the_dev_score_of_its_own_step_alone(tmp_path: Path) -> None:
+    """`train.keep_best` counts by it."""
+    score = {"accuracy": 0.75, "loss": 1.0}
+    scorer: Any = SimpleNamespace(metric="accuracy")
+    telemetry: Any = SimpleNamespace(write=lambda step, scalars: None)
+    target = replace(outcome(tmp_path, Group(1)), telemetry=telemetry, scorers={"dev": scorer})
+    target._score = lambda split: score  # type: ignore[method-assign]
+    target.best = {"step": 10, "value": 0.8}
+    described: list[tuple[int, dict[str, Any]]] = []
+    target.saver.save = lambda step, describe: described.append((step, describe()))  # type: ignore[method-assign]
+    target.save(10)
+    target.end_epoch(20)
     target.save(20)
-    assert [folder.name for folder in checkpoint.complete_folders(tmp_path)] == ["step-00000020"]
-
-    def again(*args: object, **more: object) -> None:
-        raise AssertionError("written twice")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", again)
-        target.save(20)
     target.save(30)
-    assert len(checkpoint.complete_folders(tmp_path)) == 2
+    assert [(step, progress["dev"]) for step, progress in described] == [(10, None), (20, 0.75), (30, None)]
+    assert all(progress["step"] == step and progress["best"] == target.best for step, progress in described)
 
 
 @pytest.mark.parametrize(
@@ -74,24 +58,18 @@ def test_a_step_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         SafetensorError("I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_a_full_disk_stops_all_students_in_good_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+def test_a_model_that_cannot_be_written_stops_all_students_in_good_order(
+    tmp_path: Path, error: Exception
 ) -> None:
-    def full(*args: object, **more: object) -> None:
+    def full() -> None:
         raise error
 
-    monkeypatch.setattr(checkpoint, "save", full)
     first, second = Group(0), Group(1, others=1)
-    with pytest.raises(Interrupted, match=rf"{tmp_path} cannot be written \(.*No space left.*\): make room"):
-        outcome(tmp_path, first).save(20)
-    with pytest.raises(Interrupted, match="cannot be written"):
-        outcome(tmp_path, second).save(20)
+    for group in (first, second):
+        with pytest.raises(Interrupted, match=rf"{tmp_path} cannot be written \(.*\): make room"):
+            outcome(tmp_path, group)._write(full, tmp_path)
     assert first.agreed == second.agreed == 1
-
-
-def test_a_sibling_writes_nothing(tmp_path: Path) -> None:
-    outcome(tmp_path, Group(1)).save(20)
-    assert list(tmp_path.iterdir()) == []
+    assert outcome(tmp_path, Group(0))._write(lambda: "done", tmp_path) == "done"
 
 
 def test_the_teacher_is_heard_before_the_first_step_and_not_at_an_epochs_end(
