@@ -40,7 +40,11 @@ def test_a_teacher_that_is_not_met_ends_the_run_with_that_verdict(
     config: Any = SimpleNamespace(cluster=SimpleNamespace(collective_s=1.0), train=None)
     loaded, stop = SimpleNamespace(resumed=None), SimpleNamespace()
     monkeypatch.setattr(student_rank, "load", lambda *_: loaded)
-    monkeypatch.setattr(student_rank, "_join", lambda *_: SimpleNamespace(naming_the_lost=lambda: unused))
+    monkeypatch.setattr(
+        student_rank,
+        "_join",
+        lambda *_: SimpleNamespace(naming_the_lost=lambda: unused, agree=lambda value: value, rank=1),
+    )
     monkeypatch.setattr(student_rank, "meet_teacher", lambda *_: student_rank.Met())
     monkeypatch.setattr(student_rank, where, fail)
     with pytest.raises(type(error)):
