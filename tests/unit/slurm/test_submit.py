@@ -96,6 +96,9 @@ def test_every_task_of_an_array_gets_its_own(tmp_path: Path) -> None:
     ]
     assert [one.run_dir for one in found] == [f"{run_dir}/0", f"{run_dir}/5"]
     assert [one.seed for one in found] == [0, 5]
+    codes = [next((run_dir / str(task) / "jobs").glob("*/distill_dist/trainer.py")) for task in (0, 5)]
+    assert codes[0].read_bytes() == codes[1].read_bytes() == (ROOT / "distill_dist/trainer.py").read_bytes()
+    assert codes[0].samefile(codes[1])
 
 
 @pytest.mark.parametrize(
