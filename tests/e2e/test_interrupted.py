@@ -192,14 +192,18 @@ def test_signals_stop_all_students_at_the_same_step(world: World, reference: Ref
     run_dir = tmp_path / "run"
     arguments = arguments_of(world, run_dir)
     stopped_at = 0
-    for number, (rank, sent) in enumerate(((1, signal.SIGUSR1), (0, signal.SIGTERM))):
+    told = (
+        (1, signal.SIGUSR1, "stopped by a signal after"),
+        (TEACHER, signal.SIGTERM, "by a signal (rank 2) after"),
+    )
+    for number, (rank, sent, reason) in enumerate(told):
         with running(start_ranks(arguments, size=3, logs=tmp_path / f"logs-{number}")) as ranks:
             await_step(ranks, run_dir, stopped_at + 7)
             rank_process(ranks, rank).send_signal(sent)
             assert ranks.wait() == [75, 75, 75], ranks.text()
         verdict = state(run_dir)
         assert (verdict["state"], verdict["resumable"]) == ("stopped", True)
-        assert "signal" in verdict["reason"]
+        assert reason in verdict["reason"]
         traces = [trace(run_dir, student) for student in (0, 1)]
         assert len(traces[0]) == len(traces[1])
         assert stopped_at + 7 <= len(traces[0]) < 100
