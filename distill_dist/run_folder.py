@@ -195,10 +195,14 @@ class RunFolder:
         if writes:
             self.set_state("done")
 
-    def refuse(self, error: UserError) -> None:
-        """The verdict of a run that cannot begin. What a run that began said here stays: this one changed nothing."""
+    def refuse(self, error: UserError | Interrupted) -> None:
+        """The verdict of a run that did not begin. What a run that began said here stays: this one changed nothing."""
         state = self._state()
-        if not state or "refused" in state:
+        if state and "refused" not in state:
+            return
+        if isinstance(error, Interrupted):
+            self._say_if_possible("stopped", resumable=True, reason=str(error), refused=True)
+        else:
             reason = f"{type(error).__name__}: {error}"
             self._say_if_possible("failed", resumable=False, reason=reason, refused=True)
 

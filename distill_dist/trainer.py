@@ -45,7 +45,7 @@ class Trainer:
     telemetry: Telemetry
     device: torch.device
     learning_rate: Callable[[int], float]
-    should_stop: Callable[[], bool]
+    why_stop: Callable[[], str | None]
     waited_s: Callable[[], float]
     open_epoch: Callable[[int], Iterator[StepWithSignals]]
     save: Callable[[int], None]
@@ -89,7 +89,8 @@ class Trainer:
             word, ended = _LOST, error
         except UserError as error:
             word, ended = _FAILED, error
-        if self.should_stop() and word != _FAILED:
+        why = self.why_stop()
+        if why is not None and word != _FAILED:
             word = _STOP  # which cuts the wait for a teacher short
         if word == _GO and self.save_failed():
             word = _UNSAVED
@@ -104,8 +105,9 @@ class Trainer:
         if agreed == _STOP:
             # a launcher that sees one rank die signals the others
             gone = "".join(f", {name} is gone" for name in self.group.gone())
+            _, reason = self.group.hear(why)
             raise Interrupted(
-                f"stopped by a signal after step {done}{gone}; the same command goes on from there"
+                f"stopped {reason} after step {done}{gone}; the same command goes on from there"
             )
         speaker, reason = self.group.hear(str(ended) if word == agreed else None)
         if agreed == _LOST:

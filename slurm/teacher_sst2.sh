@@ -43,23 +43,32 @@ MASTER_PORT=$((15000 + (SLURM_JOB_ID + 4001 * restarts) % 17000))
 PYTHONPATH=$(realpath "$job")
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer takes sbatch's (Slurm 22.05)
-export MASTER_ADDR MASTER_PORT PYTHONPATH OMP_NUM_THREADS SRUN_CPUS_PER_TASK
+# The last task of an array has the whole array's number as its own.
+id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+id=${id:-$SLURM_JOB_ID}
+# When the time is up, before which the ranks save even if no signal comes (Slurm itself says so from 23.02 on).
+end=$(SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$id" --format=%e | head -n 1)
+SLURM_JOB_END_TIME=${end:+$(date -d "$end" +%s 2>/dev/null)}
+export MASTER_ADDR MASTER_PORT PYTHONPATH OMP_NUM_THREADS SRUN_CPUS_PER_TASK SLURM_JOB_END_TIME
 
 # Signals wait until Python can take them, where env knows how (coreutils 8.31). No rank is killed because another
-# one ended: the others save first. Slurm's own %t counts anew in each part of a heterogeneous job.
+# one ended: the others save first; nor, in a job submitted with --no-kill, because its node is lost. Slurm's own %t
+# counts anew in each part of a heterogeneous job.
 hold="env --block-signal=TERM,USR1"
 $hold true 2>/dev/null || hold=
-mkdir -p "$run_dir/logs"
-srun ${SLURM_HET_SIZE:+--het-group=0-$((SLURM_HET_SIZE - 1))} --kill-on-bad-exit=0 --wait=0 \
+mkdir -p "$run_dir/logs" && touch "$job/started"
+srun ${SLURM_HET_SIZE:+--het-group=0-$((SLURM_HET_SIZE - 1))} \
+  --no-kill --kill-on-bad-exit=0 --wait=0 \
   $hold bash -c 'exec "$@" >>"$0-$(printf %05d "$SLURM_PROCID").out" 2>&1' "$run_dir/logs/rank" \
   "${inside[@]}" python "$job/launcher/train.py" --config "$job/config.yaml"
 code=$?
 
-# 75: stopped in good order. Above 128: a rank was killed, and the others have said what became of the run.
-# A script on a node that Slurm has given up does not requeue the job that goes on elsewhere. The last task of an array
-# has the whole array's number as its own.
-id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-id=${id:-$SLURM_JOB_ID}
+# 75: stopped in good order. Above 128: a rank was killed, and the others have said what became of the run: a teacher
+# may be missed. A script on a node that Slurm has given up does not requeue the job that goes on elsewhere.
+if { [ "$code" = 75 ] || [ "$code" -gt 128 ]; } && [ "$run_dir/state.json" -nt "$job/started" ] &&
+  grep -qs '"state": "done"' "$run_dir/state.json"; then
+  code=0
+fi
 if [ "$code" = 75 ] || { [ "$code" -gt 128 ] && grep -qs '"resumable": true' "$run_dir/state.json"; }; then
   scontrol --oneliner show job "$id" | head -n 1 | grep -q " Restarts=$restarts " &&
     [ "$restarts" -lt "$most_restarts" ] && scontrol requeue "$id"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from distill_dist.comm.environment import LaunchEnvironment
-from distill_dist.comm.rendezvous import Store, await_ready, report_failure
+from distill_dist.comm.rendezvous import Stopped, Store, await_ready, never, report_failure
 from distill_dist.comm.roles import Roles
 from distill_dist.comm.rpc_world import RpcWorld
 from distill_dist.errors import UserError
@@ -78,8 +78,11 @@ class Place:
             raise UserError(f"{error}; see their logs, or raise cluster.rendezvous_s") from error
 
     @contextmanager
-    def loading(self, *, timeout_s: float) -> Iterator[None]:
-        """What can fail on one rank alone happens inside: the block ends for all ranks, or fails for all."""
+    def loading(self, *, timeout_s: float, stopped: Stopped = never) -> Iterator[None]:
+        """What can fail on one rank alone happens inside: the block ends for all ranks, or fails for all.
+
+        Raises Interrupted on all where one was ``stopped`` meanwhile.
+        """
         try:
             yield
         except UserError as error:
@@ -88,4 +91,5 @@ class Place:
         except BaseException as error:  # a bug, or memory: this rank shows its traceback, the others end soon
             report_failure(self.store, self.launch, UserError(f"{type(error).__name__}: {error}"))
             raise
-        await_ready(self.store, self.launch, timeout_s=timeout_s)
+        device = "" if self.is_teacher else self.device.type
+        await_ready(self.store, self.launch, timeout_s=timeout_s, stopped=stopped, device=device)

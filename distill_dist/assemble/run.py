@@ -7,6 +7,8 @@ import hashlib
 import logging
 import os
 import socket
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +16,13 @@ import torch
 
 from distill_dist.assemble.device import pick_device
 from distill_dist.assemble.place import Place
-from distill_dist.comm.environment import LaunchEnvironment, read_environment
+from distill_dist.comm.environment import LaunchEnvironment, read_environment, read_job_end
 from distill_dist.comm.members import Member, as_all_see_it, members
 from distill_dist.comm.rendezvous import Store, connect_store, report_failure
 from distill_dist.comm.roles import Roles, assign_roles
 from distill_dist.config.load import dump_config
 from distill_dist.config.schema import RunConfig
-from distill_dist.errors import UserError
+from distill_dist.errors import Interrupted, UserError
 from distill_dist.run_folder import RunFolder
 from distill_dist.stop_signal import StopSignal
 
@@ -42,23 +44,26 @@ def enter(config: RunConfig, stop: StopSignal) -> tuple[Place, RunFolder]:
             mark = folder.claim()  # no other rank looks into the folder before it has met rank 0
     except UserError as error:
         _log.warning("refused: %s", error)
-        with contextlib.suppress(UserError):  # who cannot be met hides no reason
+        with contextlib.suppress(UserError, Interrupted):  # who cannot be met hides no reason
             report_failure(_meet(config, launch, stop, mark), launch, error)
         raise
-    store = _meet(config, launch, stop, mark)
+    with _refusing(folder, launch):
+        store = _meet(config, launch, stop, mark)
     known = members(store, launch.world_size)
     launch = as_all_see_it(known, launch)
     try:
-        roles = _roles(config, launch)
-        # a teacher's worker takes its device itself: a process that holds one cannot be replaced
-        is_teacher = roles.is_teacher(launch.rank)
-        device = torch.device("cpu") if is_teacher else pick_device(config.cluster.device, launch.local_rank)
-        if not is_teacher:
-            _check_shared(folder, known[0])
+        with _refusing(folder, launch):
+            roles = _roles(config, launch)
+            _heed_limit(stop, read_job_end(os.environ), config.cluster.end_margin_s)
+            # a teacher's worker takes its device itself: a process that holds one cannot be replaced
+            is_teacher = roles.is_teacher(launch.rank)
+            device = (
+                torch.device("cpu") if is_teacher else pick_device(config.cluster.device, launch.local_rank)
+            )
+            if not is_teacher:
+                _check_shared(folder, known[0])
     except UserError as error:
         _log.warning("refused: %s", error)
-        if launch.rank == 0:  # the folder is claimed: its verdict is ours
-            folder.refuse(error)
         report_failure(store, launch, error)
         raise
     place = Place(launch=launch, roles=roles, store=store, device=device, run=_scope(config))
@@ -78,6 +83,30 @@ def _roles(config: RunConfig, launch: LaunchEnvironment) -> Roles:
     )
 
 
+@contextlib.contextmanager
+def _refusing(folder: RunFolder, launch: LaunchEnvironment) -> Iterator[None]:
+    """What ends the block is the run's verdict, says rank 0, which has claimed the folder."""
+    try:
+        yield
+    except (UserError, Interrupted) as error:
+        if launch.rank == 0:
+            folder.refuse(error)
+        raise
+
+
+def _heed_limit(stop: StopSignal, ends_at: int | None, margin_s: float) -> None:
+    """Let the run stop ``margin_s`` before the job ends. Raises UserError where it would have to at once."""
+    if ends_at is None or margin_s == 0:
+        return
+    left_s = ends_at - time.time()
+    if left_s <= margin_s:
+        raise UserError(
+            f"the job ends in {left_s:.0f} s (SLURM_JOB_END_TIME={ends_at}), and the last cluster.end_margin_s="
+            f"{margin_s:g} are for its last checkpoint: ask for more time (--time), or lower end_margin_s"
+        )
+    stop.listen(lambda: "before the job's time limit" if time.time() >= ends_at - margin_s else None)
+
+
 def _check_shared(folder: RunFolder, first: Member) -> None:
     """Raises UserError where a student would go on from other checkpoints and scores than rank 0."""
     if first.mark and not folder.has_mark(first.mark, timeout_s=SHARED_S):
@@ -95,7 +124,7 @@ def _meet(config: RunConfig, launch: LaunchEnvironment, stop: StopSignal, mark: 
         run=_scope(config),
         settings=_digest(dump_config(_without_places(config))),
         mark=mark,
-        stopped=stop.asked,
+        stopped=stop.why,
     )
 
 

@@ -41,10 +41,11 @@ def follow_leader(config: RunConfig, place: Place, stop: StopSignal, folder: Run
     _log.info("member %d of the replica that teacher %d leads", member, leader)
     done: bool | None = None
     try:
-        with place.loading(timeout_s=config.cluster.collective_s), contextlib.suppress(StoreGone):
+        loading = place.loading(timeout_s=config.cluster.collective_s, stopped=stop.why)
+        with loading, contextlib.suppress(StoreGone):
             # what has become of student 0, and the store, the block's end says
             _await_first(follower, place, config.cluster.collective_s)
-        should_stop = asked_to_stop(stop)
+        should_stop = asked_to_stop(stop, place)
         while (done := _over(place, attempts)) is None:
             if should_stop():
                 raise Interrupted(f"teacher {place.rank} left, when it was stopped")

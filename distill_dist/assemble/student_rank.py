@@ -34,6 +34,7 @@ from distill_dist.assemble.training_rows import (
 from distill_dist.assemble.wire_report import Costs
 from distill_dist.comm.environment import prepare_environment
 from distill_dist.comm.members import peers
+from distill_dist.comm.stop_word import told_to_stop
 from distill_dist.comm.students import StudentGroup
 from distill_dist.config.deepspeed_json import zero_stage
 from distill_dist.config.load import dump_config
@@ -41,7 +42,7 @@ from distill_dist.config.pool import is_pool
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.loader import StepLoader
 from distill_dist.engine import Engine
-from distill_dist.errors import UserError
+from distill_dist.errors import Interrupted, UserError
 from distill_dist.evaluation.split import LOGITS, SplitScorer
 from distill_dist.models.build import compile_layers
 from distill_dist.models.encoder import encoder_parts
@@ -66,12 +67,15 @@ def train_student(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        with place.loading(timeout_s=config.cluster.collective_s):
+        with place.loading(timeout_s=config.cluster.collective_s, stopped=stop.why):
             loaded = load(config, place, folder)
-    except UserError as error:
+    except (UserError, Interrupted) as error:
         if place.student == 0:
             folder.refuse(error)
         raise
+    if place.student == 0:
+        told = place.store.clone()  # type: ignore[attr-defined]
+        stop.listen(lambda: told_to_stop(told))
     met, early = Met(), True
     try:
         with folder.verdict(writes=place.student == 0):
@@ -149,7 +153,7 @@ def _train(
         learning_rate=functools.partial(
             learning_rate, total_steps=total_steps, peak=train.learning_rate, warmup_share=train.warmup_share
         ),
-        should_stop=stop.asked,
+        why_stop=stop.why,
         waited_s=lambda: 0.0 if teacher is None else teacher.waited_s,
         open_epoch=epochs.open,
         save=outcome.save,

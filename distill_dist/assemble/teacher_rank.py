@@ -25,8 +25,9 @@ from distill_dist.assemble.signal_cache_of_run import check_cache_dir
 from distill_dist.assemble.teacher_host import HostJob
 from distill_dist.children import start_child
 from distill_dist.comm.attempts import Attempts, StoreGone
-from distill_dist.comm.rendezvous import OVER_EVERY_S, Store, is_over
+from distill_dist.comm.rendezvous import OVER_EVERY_S, Store, has_failed, is_over
 from distill_dist.comm.stood_down import stand_down
+from distill_dist.comm.stop_word import tell_stop
 from distill_dist.config.load import dump_config
 from distill_dist.config.pool import as_only_teacher, model_served_by, naming_the_model
 from distill_dist.config.schema import RunConfig
@@ -96,11 +97,12 @@ class _Host:
 def serve_teacher(config: RunConfig, place: Place, stop: StopSignal, folder: RunFolder) -> None:
     """Keep a host until the students let it go. Raises UserError, and Interrupted when it leaves before that."""
     number = model_served_by(place.roles.leaders.index(place.rank), len(config.teachers))
-    with place.loading(timeout_s=config.cluster.collective_s), naming_the_model(config, number):
+    loading = place.loading(timeout_s=config.cluster.collective_s, stopped=stop.why)
+    with loading, naming_the_model(config, number):
         check_cache_dir(config.teacher)
         start = _starter(as_only_teacher(config, number), place, folder)
         host = start(False)
-        _await_ready(host, config.cluster.collective_s)
+        _await_ready(host, config.cluster.collective_s, given_up=lambda: has_failed(place.store))
     done = False
     try:
         _supervise(
@@ -109,7 +111,7 @@ def serve_teacher(config: RunConfig, place: Place, stop: StopSignal, folder: Run
             place,
             silence_s=config.teacher.deadline_s,
             start_s=config.cluster.collective_s,
-            should_stop=asked_to_stop(stop),
+            should_stop=asked_to_stop(stop, place),
         )
         done = True
     finally:
@@ -117,11 +119,15 @@ def serve_teacher(config: RunConfig, place: Place, stop: StopSignal, folder: Run
             Attempts(place.store, leader=place.rank).leave(done=done)
 
 
-def asked_to_stop(stop: StopSignal) -> Callable[[], bool]:
-    """Whether a teacher that has loaded its model now is to leave."""
-    began = time.monotonic()
+def asked_to_stop(stop: StopSignal, place: Place) -> Callable[[], bool]:
+    """Whether a teacher that has loaded its model now is to leave; the students hear at once that they are to stop."""
+    began, is_told = time.monotonic(), False
 
     def should_stop() -> bool:
+        nonlocal is_told
+        if not is_told and (why := stop.why()) is not None:
+            is_told = True
+            tell_stop(place.store, place.rank, why)
         # A signal that came while models were loading does not shorten what the students need.
         return stop.asked_for(STOP_GRACE_S) and time.monotonic() - began >= STOP_GRACE_S
 
@@ -157,10 +163,10 @@ def _starter(config: RunConfig, place: Place, folder: RunFolder) -> Callable[[bo
     return start
 
 
-def _await_ready(host: _Host, timeout_s: float) -> None:
-    """Raises UserError where the teacher cannot be loaded."""
+def _await_ready(host: _Host, timeout_s: float, *, given_up: Callable[[], bool]) -> None:
+    """Return when the teacher is loaded, or once the run is ``given_up``. Raises UserError where it cannot be."""
     deadline = time.monotonic() + timeout_s
-    while not host.is_ready:
+    while not host.is_ready and not given_up():
         line = host.next_line(0.2)
         if line is not None and "refused" in line:
             raise UserError(line["refused"])

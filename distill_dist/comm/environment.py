@@ -105,6 +105,16 @@ def parse_tasks_per_node(text: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def read_job_end(environment: Mapping[str, str]) -> int | None:
+    """When Slurm ends this job at the latest, in seconds since 1970; None where nobody says. Raises UserError.
+
+    slurm/*.sh set it; Slurm itself does from 23.02 on.
+    """
+    if not environment.get("SLURM_JOB_END_TIME"):
+        return None
+    return _number(environment, "SLURM_JOB_END_TIME", digits=12)
+
+
 def _require(environment: Mapping[str, str], *names: str) -> None:
     missing = [name for name in names if not environment.get(name)]
     if missing:
@@ -118,10 +128,10 @@ def _port(environment: Mapping[str, str]) -> int:
     return port
 
 
-def _number(environment: Mapping[str, str], name: str, *, default: int = 0) -> int:
-    """The variable as a number from 0; ``default`` where it is absent or empty."""
+def _number(environment: Mapping[str, str], name: str, *, default: int = 0, digits: int = 9) -> int:
+    """The variable as a number from 0 of at most so many ``digits``; ``default`` where it is absent or empty."""
     text = environment.get(name) or str(default)
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    if not (text.isascii() and text.isdigit() and len(text) <= digits):
         raise UserError(f"the environment has {name}={text!r}, which is no whole number; {_REMEDY}")
     return int(text)
 

@@ -139,6 +139,7 @@ RANGES: dict[str, Range] = {
     "cluster.threads": Range(0, 4096),
     "cluster.rendezvous_s": _SECONDS,
     "cluster.collective_s": _SECONDS,
+    "cluster.end_margin_s": Range(0, 10**6),
 }
 """Dotted key -> the numbers it takes; for a list, each of its entries."""
 

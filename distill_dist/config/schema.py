@@ -289,6 +289,9 @@ class ClusterConfig:
     silence_s: float = 60.0
     """Longest silence of rank 0's store, which answers at once while that process runs and the way to it is whole: a
     rank that is cut off for longer leaves; seconds, above 0."""
+    end_margin_s: float = 60.0
+    """How long before the end of a Slurm job (SLURM_JOB_END_TIME) all ranks save and stop, even when no signal comes;
+    seconds. 0: only signals stop a run."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,13 @@ from distill_dist.errors import UserError
 _CODE = ("distill_dist", "launcher")
 
 
-def freeze(config: RunConfig, folder: Path, *, checkout: Path) -> None:
+def freeze(config: RunConfig, folder: Path, *, checkout: Path, twin: Path | None = None) -> None:
     """Copy the code of ``checkout``, ``config`` as config.yaml and its DeepSpeed JSON to ``folder``, all or nothing.
 
-    Relative paths in the configuration stay as they are: they start where the job was submitted. Raises UserError
-    where ``folder`` is there already, or does not lie in the run's own.
+    ``twin``: a folder that got the same code just now; its files are linked where that can be, since an array of 36
+    tasks would otherwise write and sync 8,000 of them. Relative paths in the configuration stay as they are: they
+    start where the job was submitted. Raises UserError where ``folder`` is there already, or does not lie in the
+    run's own.
     """
     if not folder.resolve().is_relative_to(Path(config.run_dir).resolve()):
         raise UserError(
@@ -32,11 +35,23 @@ def freeze(config: RunConfig, folder: Path, *, checkout: Path) -> None:
     with durable_folder(folder) as temporary:
         for name in _CODE:
             shutil.copytree(
-                checkout / name,
+                (twin or checkout) / name,
                 temporary / name,
                 ignore=shutil.ignore_patterns("__pycache__"),
-                copy_function=shutil.copyfile,  # not their modes: a read-only checkout could not be synced
+                copy_function=_link if twin else _copy,
             )
         shutil.copyfile(config.deepspeed_config, temporary / "deepspeed.json")
         frozen = replace(config, deepspeed_config=str(folder / "deepspeed.json"))
         (temporary / "config.yaml").write_text(dump_config(frozen), encoding="utf-8")
+
+
+def _copy(source: str, target: str) -> None:
+    """Without its mode: a read-only checkout could not be synced."""
+    shutil.copyfile(source, target)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)

@@ -52,8 +52,11 @@ class Submission:
                 "there is no sbatch here: submit from a login node of a Slurm cluster, or add --dry-run"
             )
         name = time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}"
+        twin: Path | None = None
         for run in self.runs:
-            freeze(run, Path(run.run_dir) / "jobs" / name, checkout=checkout)
+            folder = Path(run.run_dir) / "jobs" / name
+            freeze(run, folder, checkout=checkout, twin=twin)
+            twin = folder
         done = subprocess.run(
             ["sbatch", "--parsable", *self.options, str(self.path)],
             env={**self.environment, "FROZEN": name}, capture_output=True, text=True, timeout=_SBATCH_S, check=False,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from tiny import REPOSITORY, trace
 
 from cluster.slurm import Slurm
@@ -69,6 +71,23 @@ class Job:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.text()}") from None
         return self.state()
+
+    def process(self, rank: int, part: str = "launcher/train.py") -> psutil.Process:
+        """That of ``rank`` which runs ``part``, of the start that is under way."""
+        found: dict[int, tuple[int, psutil.Process]] = {}
+        for process in self.slurm.processes():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                command = " ".join(process.cmdline())
+                its_rank = process.environ().get("SLURM_PROCID")
+                ours = (
+                    process.name().startswith("python") and part in command and str(self.run_dir) in command
+                )
+                if ours and its_rank == str(rank):
+                    found[process.pid] = process.ppid(), process
+        # a child that has not started its own program yet looks as its parent does
+        own = [process for parent, process in found.values() if parent not in found]
+        assert len(own) == 1, (rank, part, found, self.text())
+        return own[0]
 
     def text(self) -> str:
         """What the script and the ranks said."""

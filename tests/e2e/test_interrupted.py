@@ -203,7 +203,11 @@ def test_signals_stop_all_students_at_the_same_step(world: World, reference: Ref
     run_dir, disk = tmp_path / "run", SlowDisk(tmp_path / "disk")
     arguments = arguments_of(world, run_dir)
     stopped_at = 0
-    for number, (rank, sent) in enumerate(((1, signal.SIGUSR1), (0, signal.SIGTERM))):
+    told = (
+        (1, signal.SIGUSR1, "stopped by a signal after"),
+        (TEACHER, signal.SIGTERM, "by a signal (rank 2) after"),
+    )
+    for number, (rank, sent, reason) in enumerate(told):
         disk.take(600 * number)
         logs = tmp_path / f"logs-{number}"
         with running(start_ranks(arguments, size=3, logs=logs, **disk.variables)) as ranks:
@@ -213,13 +217,15 @@ def test_signals_stop_all_students_at_the_same_step(world: World, reference: Ref
                 await_file(run_dir / "checkpoints", f".step-{held:08d}.*")
             rank_process(ranks, rank).send_signal(sent)
             if number:
-                wait_until(lambda: "got SIGTERM" in ranks.stderr(0), what="the signal", timeout_s=RUN_LIMIT_S)
+                wait_until(
+                    lambda: "got SIGTERM" in ranks.stderr(TEACHER), what="the signal", timeout_s=RUN_LIMIT_S
+                )
                 rank_process(ranks, rank).send_signal(sent)
                 disk.take(0)
             assert ranks.wait() == [75, 75, 75], ranks.text()
         verdict = state(run_dir)
         assert (verdict["state"], verdict["resumable"]) == ("stopped", True)
-        assert "signal" in verdict["reason"]
+        assert reason in verdict["reason"]
         traces = [trace(run_dir, student) for student in (0, 1)]
         assert len(traces[0]) == len(traces[1])
         assert stopped_at + 7 <= len(traces[0]) < 100

@@ -64,3 +64,31 @@ def test_a_second_ctrl_c_interrupts_as_usual(stop: StopSignal) -> None:
     assert stop.asked()
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_it_listens_to_others_now_and_then(
+    stop: StopSignal, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, said, calls = 100.0, None, 0
+
+    def source() -> str | None:
+        nonlocal calls
+        calls += 1
+        return said
+
+    monkeypatch.setattr("distill_dist.stop_signal.time.monotonic", lambda: now)
+    stop.listen(source)
+    assert [stop.asked() for _ in range(3)] == [False] * 3
+    assert (calls, stop.why()) == (1, None)
+    now, said = 101.0, "before the end"
+    assert stop.why() == "before the end"
+    now, said = 110.0, None
+    assert stop.asked_for(9.0)
+    assert not stop.asked_for(9.1)
+    assert caplog.messages == ["stopping before the end at the next step"]
+
+
+def test_a_signal_says_so(stop: StopSignal) -> None:
+    stop.listen(lambda: "before the end")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.why() == "by a signal"

@@ -65,10 +65,10 @@ def test_who_writes_to_it_looks_first(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def place(teachers: tuple[int, ...]) -> Any:
         roles = SimpleNamespace(leaders=(1,), teachers=teachers)
-        return SimpleNamespace(rank=1, roles=roles, loading=lambda timeout_s: contextlib.nullcontext())
+        return SimpleNamespace(rank=1, roles=roles, loading=lambda **_: contextlib.nullcontext())
 
     with pytest.raises(UserError, match="is no folder"):
-        serve_teacher(config, place((1,)), unused, unused)
+        serve_teacher(config, place((1,)), cast(Any, SimpleNamespace(why=None)), unused)
 
     def went_on(config: RunConfig) -> None:
         raise AssertionError("the student went on")

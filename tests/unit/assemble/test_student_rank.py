@@ -36,9 +36,9 @@ def test_a_teacher_that_is_not_met_ends_the_run_with_that_verdict(
 
     folder, unused = RunFolder(tmp_path), contextlib.nullcontext()
     folder.set_state("stopped", resumable=True, reason="of the start before")
-    place: Any = SimpleNamespace(student=1, loading=lambda timeout_s: unused)  # not the one that speaks
+    place: Any = SimpleNamespace(student=1, loading=lambda **_: unused)  # not the one that speaks
     config: Any = SimpleNamespace(cluster=SimpleNamespace(collective_s=1.0), train=None)
-    loaded, stop = SimpleNamespace(resumed=None), SimpleNamespace()
+    loaded, stop = SimpleNamespace(resumed=None), SimpleNamespace(why=None)
     monkeypatch.setattr(student_rank, "load", lambda *_: loaded)
     monkeypatch.setattr(
         student_rank,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
 from distill_dist.comm.environment import LaunchEnvironment
-from distill_dist.comm.rendezvous import Store, connect_store, free_port
+from distill_dist.comm.rendezvous import Store, await_ready, connect_store, free_port, never
 from distill_dist.errors import Interrupted, UserError
 
 Place = tuple[Store, int]
@@ -66,8 +68,84 @@ def test_a_port_that_accepts_and_never_answers_costs_the_deadline_and_no_more() 
         assert time.monotonic() - began < 20
 
 
-def test_a_stop_signal_ends_the_wait_for_the_others() -> None:
-    launch = LaunchEnvironment(0, 2, 0, 2, "127.0.0.1", free_port("127.0.0.1"))
-    asked = iter([False, False, True])
+def both(work: Callable[[int, LaunchEnvironment], object]) -> list[Exception | None]:
+    """What became of ``work`` as rank 0 and as rank 1, side by side."""
+    port, found = free_port("127.0.0.1"), dict[int, Exception | None]()
+    kept: list[object] = []  # rank 0's store among them, which the other one still asks
+
+    def run(rank: int) -> None:
+        try:
+            kept.append(work(rank, LaunchEnvironment(rank, 2, rank, 2, "127.0.0.1", port)))
+            found[rank] = None
+        except Exception as error:  # whatever it is, the test looks at it
+            found[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30.0)
+    assert sorted(found) == [0, 1]
+    return [found[0], found[1]]
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_stop_on_one_rank_ends_the_meeting_for_both(told: int) -> None:
+    stops = iter([None, None])
+
+    def meet(rank: int, launch: LaunchEnvironment) -> object:
+        if rank != told:
+            time.sleep(0.5)  # the other one waits, and is stopped
+            return connect_store(launch, timeout_s=20.0)
+        return connect_store(launch, timeout_s=20.0, stopped=lambda: next(stops, "by a signal"))
+
+    for error in both(meet):
+        assert isinstance(error, Interrupted), error
+        assert f"stopped by a signal (rank {told}) before the run began" in str(error)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_is_stopped_waits_for_nobody_for_long(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    monkeypatch.setattr("distill_dist.comm.rendezvous.STOP_S", 0.3)
+    monkeypatch.setattr("distill_dist.comm.stop_word.LINGER_S", 0.3)
+    launch = LaunchEnvironment(rank, 2, rank, 2, "127.0.0.1", free_port("127.0.0.1"))
+    began = time.monotonic()
     with pytest.raises(Interrupted, match="before the run began"):
-        connect_store(launch, timeout_s=60.0, stopped=lambda: next(asked, True))
+        connect_store(launch, timeout_s=60.0, stopped=lambda: "by a signal")
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_stop_while_loading_ends_the_loading_of_both(told: int) -> None:
+    """The one that is told waits for the other, or loads for longer: both start, or neither does."""
+    stops = iter([None, None])
+
+    def load(rank: int, launch: LaunchEnvironment) -> None:
+        store = connect_store(launch, timeout_s=20.0)
+        time.sleep(0.5 * (rank != told))
+        stopped = (lambda: next(stops, "by a signal")) if rank == told else never
+        await_ready(store, launch, timeout_s=20.0, stopped=stopped)
+
+    for error in both(load):
+        assert isinstance(error, Interrupted), error
+        assert f"(rank {told})" in str(error)
+
+
+def test_students_on_different_devices_are_told_apart() -> None:
+    def load(rank: int, launch: LaunchEnvironment) -> None:
+        store = connect_store(launch, timeout_s=20.0)
+        await_ready(store, launch, timeout_s=20.0, device=("cuda", "cpu")[rank])
+
+    for error in both(load):
+        assert isinstance(error, UserError), error
+        assert "ranks [1] on cpu, ranks [0] on cuda" in str(error)
+        assert "cluster.device=cpu" in str(error)
+
+
+def test_a_teacher_names_no_device() -> None:
+    def load(rank: int, launch: LaunchEnvironment) -> object:
+        store = connect_store(launch, timeout_s=20.0)
+        await_ready(store, launch, timeout_s=20.0, device=("cuda", "")[rank])
+        return store
+
+    assert both(load) == [None, None]

@@ -86,6 +86,17 @@ def test_splits_of_the_file_replace_the_default_and_overrides_add(write: Write) 
     assert "data.splits = {'train': 'a'}: 'dev' is missing" in message_of(only_train)
 
 
+def test_no_configuration_leaves_anything_to_the_next(write: Write) -> None:
+    first = load_config(write(SMALLEST), ["seed=3", "data.splits.extra=more", "batch.size=7"])
+    assert (first.seed, first.data.splits["extra"], first.batch.size) == (3, "more", 7)
+    second, default = load_config(write(SMALLEST), []), RunConfig()
+    assert (second.seed, second.data.splits, second.batch.size) == (
+        default.seed,
+        default.data.splits,
+        default.batch.size,
+    )
+
+
 def test_interpolations(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTILL_TEST_ROOT", "/data")
     monkeypatch.delenv("DISTILL_TEST_NONE", raising=False)

@@ -96,6 +96,9 @@ def test_every_task_of_an_array_gets_its_own(tmp_path: Path) -> None:
     ]
     assert [one.run_dir for one in found] == [f"{run_dir}/0", f"{run_dir}/5"]
     assert [one.seed for one in found] == [0, 5]
+    codes = [next((run_dir / str(task) / "jobs").glob("*/distill_dist/trainer.py")) for task in (0, 5)]
+    assert codes[0].read_bytes() == codes[1].read_bytes() == (ROOT / "distill_dist/trainer.py").read_bytes()
+    assert codes[0].samefile(codes[1])
 
 
 @pytest.mark.parametrize(
@@ -109,9 +112,25 @@ def test_every_task_of_an_array_gets_its_own(tmp_path: Path) -> None:
             "#!/bin/bash\necho 'invalid partition' >&2\nexit 1\n",
             "sbatch refused the job: invalid partition",
         ),
+        (["cluster.teachers=4", "teacher.shards=3"], NOTES, "take a multiple of 3"),
+        (
+            ["cluster.teachers=8", "teacher.shards=8", "--sbatch=--nodes=2"],
+            NOTES,
+            "cluster.teachers=8 leaves no",
+        ),
+        (["--sbatch=--nodes=1-3"], NOTES, "cluster.teachers=4 leaves no student among the 4 processes"),
         (["--script", "slurm/none.sh"], NOTES, "slurm/none.sh: No such file"),
     ],
-    ids=["teachers", "config", "gpu", "sbatch", "script"],
+    ids=[
+        "teachers",
+        "config",
+        "gpu",
+        "sbatch",
+        "torn replica",
+        "replica over missing hosts",
+        "fewest nodes",
+        "script",
+    ],
 )
 def test_what_cannot_work_is_one_message(
     tmp_path: Path, arguments: list[str], sbatch: str, message: str
