@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from distill_dist.durable import is_locked
 from distill_dist.errors import UserError
 
 MARKS = ("state.json", "summary.json", "config.yaml")  # a folder with one of them is a run's
@@ -207,16 +206,8 @@ def _short(error: Exception) -> str:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a living process holds the run's lock, on whatever host; asked without taking it.
-
-    True where that cannot be known. ``struct flock`` is laid out as on 64-bit Linux; the kernel answers in place.
-    """
+    """Whether a living process holds the run's lock; True where that may not be asked, as for somebody else's run."""
     try:
-        with lock.open("rb") as file:
-            asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            answer = fcntl.fcntl(file, fcntl.F_GETLK, asked)
-    except FileNotFoundError:
-        return False
+        return is_locked(lock)
     except OSError:
         return True
-    return bool(struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK)

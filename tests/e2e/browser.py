@@ -5,47 +5,22 @@ from __future__ import annotations
 import base64
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("chromium", "chromium-driver")
-INSTALL_LIMIT_S = 300.0
+from cluster.apt import cannot_install
+
+PACKAGES = {"chromium": "chromium", "chromedriver": "chromium-driver"}  # program -> package
 LOAD_LIMIT_S = 60
 
 
 def unfit() -> str | None:
     """Why this machine cannot have a browser; None when it can."""
-    if _found():
-        return None
-    if os.geteuid() != 0:
-        return f"{' and '.join(PACKAGES)} are not installed, and only root can install them"
-    return None if shutil.which("apt-get") else "no chromium, and no apt-get to install it"
-
-
-def install() -> None:
-    """By apt, where it is missing. AssertionError with apt's words where that fails."""
-    if _found():
-        return
-    command = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
-    done = _apt(command)
-    if done.returncode:
-        _apt(["apt-get", "update"])
-        done = _apt(command)
-    assert _found(), f"{' '.join(command)}: {(done.stderr or done.stdout)[-500:]}"
-
-
-def _found() -> bool:
-    return all(map(shutil.which, ("chromium", "chromedriver")))
-
-
-def _apt(command: list[str]) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    return subprocess.run(
-        command, env=variables, capture_output=True, text=True, timeout=INSTALL_LIMIT_S, check=False
-    )
+    if not all(map(shutil.which, PACKAGES)) and os.geteuid() != 0:
+        return f"{' and '.join(PACKAGES.values())} are not installed, and only root can install them"
+    return cannot_install(PACKAGES)
 
 
 class Browser:

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster.apt import install
 from tiny import last_json, launch
 from unit.report.run_cases import write_many, write_run
 
 from distill_dist.assemble.score import Asked, score
 from distill_dist.config.load import load_config
-from e2e.browser import Browser, install, open_browser, unfit
+from e2e.browser import PACKAGES, Browser, open_browser, unfit
 from e2e.conftest import Reference
 
 PHONE, DESK = 390, 1280
@@ -27,7 +28,7 @@ PICTURES = os.environ.get("DISTILL_REPORT_PICTURES", "")
 def browser() -> Iterator[Browser]:
     if reason := unfit():
         pytest.skip(reason)
-    install()
+    install(PACKAGES)
     with open_browser() as found:
         yield found
 
