@@ -19,7 +19,6 @@ NAMES = {
     "pl": "PL",
     HEADLINE_SL: "SL",
 }
-LOWER_IS_BETTER = ("loss", "ece")
 
 
 def figure(run: RunRecord, split: str, name: str) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 from distill_dist.report.charts import Chart
 from distill_dist.report.collect import Collected
 from distill_dist.report.comparison import Against, Cell, GroupLine, TaskTable
-from distill_dist.report.figures import LOWER_IS_BETTER, NAMES
+from distill_dist.report.figures import NAMES
 from distill_dist.report.run_view import RunView
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -67,7 +67,6 @@ def render(found: Collected, *, made: str, command: str) -> str:
         names=NAMES,
         anchors={view.run.path: view.anchor for view in found.runs},
         column_name=_column_name,
-        lower_is_better=LOWER_IS_BETTER,
         with_problems=[view for view in found.runs if view.problems],
         teachers=_teachers,
     )

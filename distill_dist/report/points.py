@@ -96,8 +96,3 @@ def _histogram(step: int, raw: Any) -> Histogram | None:
         return None
     width = rights[1] - rights[0]
     return Histogram(step, counts, np.concatenate([[rights[0] - width], rights]))
-
-
-def last_value(points: Points, tag: str) -> float | None:
-    """The newest value of a curve; None without it."""
-    return float(points.curves[tag][1][-1]) if tag in points.curves else None

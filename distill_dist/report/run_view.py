@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,11 +118,6 @@ class RunView:
             for key, value in flatten(self.run.config).items()
             if key not in _PLACES and not (key in known and _same(known[key].default, value))
         }
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """Versions and the like, as the run recorded them."""
-        return self.run.versions
 
     @property
     def alignment(self) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill_dist.report.points import last_value, read_points
+from distill_dist.report.points import read_points
 from distill_dist.telemetry import Telemetry
 
 
@@ -34,7 +34,7 @@ def test_curves_and_histograms(tmp_path: Path) -> None:
     (histogram,) = found.histograms["curriculum/confidence"]
     assert (histogram.step, histogram.counts.tolist()) == (5, [1.0, 0.0, 3.0])
     np.testing.assert_allclose(histogram.edges, np.linspace(0, 1, 4), atol=1e-12)
-    assert (last_value(found, "loss/cross_entropy"), last_value(found, "x"), problems) == (5.0, None, [])
+    assert problems == []
 
 
 def test_a_run_that_went_on_from_a_checkpoint_has_each_step_once(tmp_path: Path) -> None:
