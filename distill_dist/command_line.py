@@ -61,8 +61,32 @@ def launch(
         _exit(EXIT_USER_ERROR, f"error: {_file_problem(error)}" if rank == "0" else None)
     except KeyboardInterrupt:
         _exit(EXIT_KEYBOARD, None)
+    _finish(lambda: main(config, args), rank)
+
+
+def launch_plain(
+    main: Callable[[argparse.Namespace], dict[str, Any] | None],
+    *,
+    description: str,
+    flags: Callable[[argparse.ArgumentParser], None],
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """:func:`launch` for what reads no configuration: ``flags`` adds every argument. One process."""
+    parser = _Parser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    flags(parser)
     try:
-        result = main(config, args)
+        args = parser.parse_args(argv)
+    except UserError as error:
+        _exit(EXIT_USER_ERROR, f"error: {error}")
+    _finish(lambda: main(args), "0")
+
+
+def _finish(work: Callable[[], dict[str, Any] | None], rank: str) -> NoReturn:
+    """Do the work, print its result, exit; see :func:`launch`."""
+    try:
+        result = work()
     except UserError as error:
         logging.getLogger("distill_dist").debug("error: %s", error)  # the rank's own log, where there is one
         _exit(EXIT_USER_ERROR, None if error.said else _label(f"error: {error}", rank))

@@ -1,6 +1,7 @@
 """Everything a run leaves behind lies in one folder; this file knows its layout.
 
 config.yaml  deepspeed.json  versions.json   what ran
+command.json                                 how it was started
 state.json                                   the verdict, since launchers lose exit codes
 logs/rank-00002.log                          one per process; a teacher's host and worker have their own
 teachers/rank-00002.yaml                     what that rank's host and worker read, also when they start again
@@ -41,6 +42,7 @@ from distill_dist.durable import (
     write_json,
 )
 from distill_dist.errors import Interrupted, UserError
+from distill_dist.invocation import command_typed
 
 BEST = "best_epoch.json"  # beside the weights
 _log = logging.getLogger(__name__)
@@ -160,10 +162,11 @@ class RunFolder:
         logging.getLogger("distill_dist").setLevel(logging.DEBUG)
 
     def describe(self, *, config_yaml: str, deepspeed_json: dict[str, Any]) -> None:
-        """What runs: the resolved configuration, DeepSpeed's JSON, versions and commit."""
+        """What runs: the resolved configuration, DeepSpeed's JSON, versions and commit, and how it was started."""
         (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
         write_json(self.path / "deepspeed.json", deepspeed_json)
         write_json(self.path / "versions.json", versions())
+        write_json(self.path / "command.json", {"command": command_typed(), "folder": os.getcwd()})
 
     def set_state(self, state: str, **more: Any) -> None:
         """The run's verdict: `running`, `done`, `stopped` (resumable) or `failed`."""

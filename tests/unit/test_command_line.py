@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import pytest
 
 from distill_dist import command_line
-from distill_dist.command_line import launch, leave_at_once
+from distill_dist.command_line import launch, launch_plain, leave_at_once
 from distill_dist.config.describe import field_docs
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import Interrupted, UserError
@@ -234,6 +234,31 @@ def test_reading_the_configuration_ends_in_order_too(
     monkeypatch.setattr(command_line, "load_config", fail)
     assert run(never, PREPARE) == code
     assert capsys.readouterr() == ("", message)
+
+
+def test_without_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    def flags(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("places", nargs="+")
+        parser.add_argument("--top", type=int)
+
+    def main(args: argparse.Namespace) -> dict[str, Any]:
+        if args.top == 0:
+            raise UserError("--top 0: must be more")
+        return {"places": args.places}
+
+    def code(*argv: str) -> int | str | None:
+        with pytest.raises(SystemExit) as caught:
+            launch_plain(main, description="Test.", flags=flags, argv=argv)
+        return caught.value.code
+
+    assert code("a", "b=c") == 0
+    assert capsys.readouterr() == ('{"places": ["a", "b=c"]}\n', "")
+    for argv, said in ((["--top", "x", "a"], "invalid int"), (["a", "--top=0"], "--top 0"), ([], "places")):
+        assert code(*argv) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith("error: ")
+        assert said in err
 
 
 def test_help_lists_every_field_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:

@@ -253,6 +253,9 @@ def test_what_runs_is_described(folder: RunFolder) -> None:
     found = json.loads((folder.path / "deepspeed.json").read_text(encoding="utf-8"))
     assert found == {"zero_optimization": {"stage": 1}}
     assert json.loads((folder.path / "versions.json").read_text(encoding="utf-8")) == versions()
+    started = json.loads((folder.path / "command.json").read_text(encoding="utf-8"))
+    assert started["folder"] == os.getcwd()
+    assert started["command"][-len(sys.argv) :] == sys.argv
 
 
 def test_versions_name_what_computes() -> None:

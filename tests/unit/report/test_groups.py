@@ -1,0 +1,101 @@
+"""Which runs stand for one configuration, how it is called, and what a baseline names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill_dist.config.fields import schema_fields, schema_sections
+from distill_dist.errors import UserError
+from distill_dist.report.groups import NOT_COMPARED, group_runs, pick_baselines
+from distill_dist.report.run_record import RunRecord
+
+
+def run(
+    name: str, *, method: str = "kd", seed: int | None = 0, task: str = "sst2", **config: Any
+) -> RunRecord:
+    tree = {"method": method, "seed": seed, "run_dir": name, "data": {"task": task}, **config}
+    return RunRecord(Path(name), "done", "", 0.0, {}, tree)
+
+
+def labels(*runs: RunRecord) -> list[str]:
+    return [group.label for group in group_runs(runs)]
+
+
+def test_what_is_not_compared_exists() -> None:
+    assert set(NOT_COMPARED) <= set(schema_fields()) | set(schema_sections())
+
+
+def test_seeds_and_places_make_no_group() -> None:
+    a = run("a", seed=1, cluster={"device": "cpu"}, teacher={"path": "t", "cache_dir": "x"})
+    b = run("b", seed=2, cluster={"device": "cuda"}, teacher={"path": "t", "cache_dir": "y"})
+    (group,) = group_runs([a, b])
+    assert (group.label, group.runs) == ("kd", (a, b))
+
+
+def test_a_label_tells_where_configurations_of_a_method_differ() -> None:
+    runs = [
+        run("a", weight={"kd": 0.5}, train={"epochs": 2}),
+        run("b", weight={"kd": 0.9}, train={"epochs": 2}),
+        run("c", method="pkd", weight={"kd": 0.9}),
+        run("d", task="qnli", weight={"kd": 0.7}),
+    ]
+    assert labels(*runs) == ["kd · weight.kd=0.5", "kd · weight.kd=0.9", "pkd", "kd"]
+    assert [group.task for group in group_runs(runs)] == ["sst2", "sst2", "sst2", "qnli"]
+
+
+def test_a_long_value_shows_its_end() -> None:
+    found = labels(run("a", teacher={"path": "x" * 50 + "/one"}), run("b", teacher={"path": "two"}))
+    assert found[0].startswith("kd · teacher.path=…x")
+    assert found[0].endswith("/one")
+    assert len(found[0]) < 70
+
+
+def test_runs_without_a_configuration_stand_alone() -> None:
+    bare = [RunRecord(Path(name), "done", "", 0.0, {"method": "kd", "task": "sst2"}, {}) for name in "ab"]
+    assert labels(*bare) == ["kd · a", "kd · b"]
+
+
+def test_a_seed_counts_once() -> None:
+    runs = [run("a", seed=1), run("b", seed=1), run("c", seed=2), run("d", seed=None), run("e", seed=3)]
+    (group,) = group_runs(runs)
+    values = dict.fromkeys((Path(name) for name in "ad"), 0.6) | {Path("b"): 0.8, Path("c"): 0.5}
+    assert group.by_seed(values) == {1: pytest.approx(0.7), 2: 0.5}
+
+
+GROUPS = group_runs(
+    [
+        run("runs/a", weight={"kd": 0.5}),
+        run("runs/b", weight={"kd": 0.9}),
+        run("runs/c", method="pkd"),
+        run("runs/d", method="pkd", task="qnli"),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("pkd", {"sst2": "pkd", "qnli": "pkd"}),
+        ("kd · weight.kd=0.9", {"sst2": "kd · weight.kd=0.9"}),
+        ("runs/a/", {"sst2": "kd · weight.kd=0.5"}),
+        ("d", {"qnli": "pkd"}),
+    ],
+)
+def test_baselines(wanted: str, expected: dict[str, str]) -> None:
+    found = pick_baselines(GROUPS, wanted)
+    assert {task: group.label for task, group in found.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("gkd", r"no such method \(kd, pkd\)"),
+        ("kd", r"2 configurations of sst2: .*'kd · weight.kd=0.5'; 'kd · weight.kd=0.9'"),
+    ],
+)
+def test_a_baseline_that_is_none_or_many_is_the_users_error(wanted: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        pick_baselines(GROUPS, wanted)
