@@ -66,12 +66,22 @@ def collectives(victim: int) -> dict[str, Any]:
             found["lost"] = str(error)
             break
     found["seconds"] = time.monotonic() - start
-    # Rank 0 stays until the other survivor has looked, or that one may rightly find rank 0 dead as well.
-    noticed = store.add("noticed", 1)
-    while launch.rank == 0 and noticed < launch.world_size - 1 and time.monotonic() - start < RENDEZVOUS_S:
-        time.sleep(0.05)
-        noticed = store.add("noticed", 0)
+    # Nobody leaves before the other survivor has looked, which may rightly find it dead as well.
+    _await_all(store, "noticed", launch.world_size - 1)
+    if launch.rank:
+        store.add("left", 1)
+    else:
+        _await_all(store, "left", launch.world_size - 1)
     return found
+
+
+def _await_all(store: Store, key: str, number: int) -> None:
+    """Count itself, and return when ``number`` have; the store goes with rank 0."""
+    deadline = time.monotonic() + RENDEZVOUS_S
+    counted = store.add(key, 1)
+    while counted < number and time.monotonic() < deadline:
+        time.sleep(0.05)
+        counted = store.add(key, 0)
 
 
 def hung_sibling(timeout_s: float) -> dict[str, Any]:
@@ -83,6 +93,7 @@ def hung_sibling(timeout_s: float) -> dict[str, Any]:
     start = time.monotonic()
     if launch.rank:
         store.wait(["given up"])
+        store.add("left", 1)
         return {}
     stopped = peers(store, launch.world_size)[1][1]
     os.kill(stopped, signal.SIGSTOP)
@@ -93,6 +104,7 @@ def hung_sibling(timeout_s: float) -> dict[str, Any]:
         found = {"lost": str(error), "seconds": time.monotonic() - start, "stopped": stopped}
     os.kill(stopped, signal.SIGCONT)
     store.set("given up", "")
+    _await_all(store, "left", launch.world_size)
     return found
 
 
