@@ -47,9 +47,9 @@ def trainer(
 
     found = Trainer(
         engine=unused, student=unused, group=group, telemetry=SimpleNamespace(), device=unused,  # type: ignore[arg-type]
-        learning_rate=unused, should_stop=lambda: stop, waited_s=unused, open_epoch=unused,
+        learning_rate=unused, why_stop=lambda: "by a signal" if stop else None, waited_s=unused, open_epoch=unused,
         save=lambda step: did.append(f"save {step}"), save_failed=lambda: failed, settle=settle, end_epoch=unused,
-        committed=(), seed=0, steps_per_epoch=10, last_step=20, log_every=1, checkpoint_every=5,
+        spoke=unused, committed=(), seed=0, steps_per_epoch=10, last_step=20, log_every=1, checkpoint_every=5,
     )  # fmt: skip
     return found, did
 
@@ -81,7 +81,7 @@ def test_a_checkpoint_that_failed_ends_all_students_at_the_next_step(failed: boo
     ("settings", "error", "kind", "words"),
     [
         ({"stop": True}, None, Interrupted, "stopped by a signal after step 7"),
-        ({"others": _STOP}, None, Interrupted, "stopped by a signal after step 7"),
+        ({"others": _STOP}, None, Interrupted, "stopped its reason after step 7"),
         ({"stop": True, "failed": True}, None, Interrupted, "stopped by a signal"),
         ({}, TeacherLost("nobody answers"), Interrupted, "stopped after step 7: .*nobody answers"),
         ({"others": _LOST, "failed": True}, None, Interrupted, "stopped after step 7: its reason"),
