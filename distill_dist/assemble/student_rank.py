@@ -34,6 +34,7 @@ from distill_dist.assemble.training_rows import (
 from distill_dist.assemble.wire_report import Costs
 from distill_dist.comm.environment import prepare_environment
 from distill_dist.comm.members import peers
+from distill_dist.comm.silence import clone_store
 from distill_dist.comm.stop_word import told_to_stop
 from distill_dist.comm.students import StudentGroup
 from distill_dist.config.deepspeed_json import zero_stage
@@ -74,7 +75,7 @@ def train_student(
             folder.refuse(error)
         raise
     if place.student == 0:
-        told = place.store.clone()  # type: ignore[attr-defined]
+        told = clone_store(place.store)
         stop.listen(lambda: told_to_stop(told))
     met, early = Met(), True
     try:

@@ -50,11 +50,11 @@ class Start:
 # (when, by which rank, which signals)
 USR1, TERM = signal.SIGUSR1, signal.SIGTERM
 MOMENTS: tuple[tuple[str, Callable[[Start], bool], int, tuple[signal.Signals, ...]], ...] = (
-    ("a student imports", lambda now: now.runs(1), 1, (TERM,)),
+    ("a student imports", lambda now: True, 1, (TERM,)),
     ("a teacher loads", lambda now: now.logged("rank-00002-host", "serves as teacher2"), 2, (USR1,)),
     ("the world stands", lambda now: now.logged("rank-00000", "world 0:"), 0, (USR1, USR1)),
     ("a step", lambda now: len(trace(now.job.run_dir)) > now.steps + 5, 2, (TERM, TERM)),
-    ("evaluation", lambda now: now.logged("rank-00000", "outcome: teachers:"), 1, (USR1, TERM)),
+    ("evaluation", lambda now: now.logged("rank-00000", "service_watch: teachers:"), 1, (USR1, TERM)),
     (
         "a checkpoint",
         lambda now: len(trace(now.job.run_dir)) > now.steps + 5 and now.saves(),
@@ -66,12 +66,15 @@ MOMENTS: tuple[tuple[str, Callable[[Start], bool], int, tuple[signal.Signals, ..
 
 def test_a_signal_at_any_moment(slurm: Slurm, world: World, reference: Reference, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    arguments = world.student(run_dir, "method=gkd_cls", *TRACED, "cluster.placement=nodes")
+    arguments = world.student(
+        run_dir, "method=gkd_cls", *TRACED, "cluster.placement=nodes", "train.checkpoint_every=2"
+    )
     job = submit(slurm, run_dir, *arguments, options=("--nodes=3",))
     for number, (name, has_come, rank, signals) in enumerate(MOMENTS):
         now = Start(job)
-        wait_until(lambda now=now, come=has_come: come(now), what=name, timeout_s=JOB_LIMIT_S, every_s=0.005)  # type: ignore[misc]
+        wait_until(lambda now=now, rank=rank: now.runs(rank), what=f"rank {rank}", timeout_s=JOB_LIMIT_S)  # type: ignore[misc]
         process = job.process(rank)
+        wait_until(lambda now=now, come=has_come: come(now), what=name, timeout_s=JOB_LIMIT_S, every_s=0.001)  # type: ignore[misc]
         for sent in signals:
             process.send_signal(sent)
             time.sleep(0.05)

@@ -17,6 +17,7 @@ from distill_dist.comm.rendezvous import free_port
 from distill_dist.command_line import launch
 from distill_dist.config.load import load_config
 from distill_dist.errors import Interrupted, UserError
+from distill_dist.run_folder import RunFolder
 from distill_dist.stop_signal import StopSignal
 from launcher.train import main
 
@@ -34,7 +35,9 @@ TASK = {
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Signals and logging of this process stay as they are."""
+    monkeypatch.setattr(RunFolder, "log_to_file", lambda *_: None)
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     handlers = [signal.getsignal(number) for number in numbers]
     yield
