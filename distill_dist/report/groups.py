@@ -42,6 +42,8 @@ NOT_COMPARED = (
     "train.resume",
     "train.checkpoint_every",
     "train.keep_last",
+    "train.keep_best",
+    "train.background_save",
     "train.log_every",
     "train.trace",
     "evaluate",
