@@ -78,7 +78,8 @@ def _check_widths(signals: Sequence[TeacherSignal]) -> None:
         if len(set(widths)) > 1:
             raise UserError(
                 f"the teachers are {widths} wide: gradients and states of different widths cannot be joined. Take "
-                "teachers of one width, or leave away what asks for them (--saliency)"
+                "teachers of one width, or leave away what asks for them (evaluate.saliency=false, or evaluate.py "
+                "without --saliency)"
             )
 
 
