@@ -75,7 +75,7 @@ def durable_folder(path: Path) -> Iterator[Path]:
         for each in (temporary, *temporary.rglob("*")):
             if each.is_dir():
                 sync_folder(each)
-            elif each.is_file():
+            elif each.is_file() and each.stat().st_nlink == 1:  # a link was synced under its first name
                 with each.open("rb+") as handle:
                     os.fsync(handle.fileno())
         old = _moved_aside(path)
