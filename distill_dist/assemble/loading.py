@@ -123,3 +123,8 @@ def _find_checkpoint(
 
 def _best(config: RunConfig, folder: RunFolder, resumed: checkpoint.Checkpoint) -> dict[str, Any] | None:
     return check_best(resumed.progress, folder.model, max_steps=config.train.max_steps)
+
+
+def start_step(loaded: Loaded) -> int:
+    """Finished steps that the run goes on from; 0: a new one."""
+    return 0 if loaded.resumed is None else int(loaded.resumed.progress["step"])
