@@ -21,6 +21,7 @@ from tiny_encoders import tiny_encoder
 
 from distill_dist.durable import sha256_file
 from distill_dist.errors import Interrupted, UserError
+from distill_dist.invocation import command_typed
 from distill_dist.run_folder import RunFolder, versions
 
 
@@ -255,7 +256,7 @@ def test_what_runs_is_described(folder: RunFolder) -> None:
     assert json.loads((folder.path / "versions.json").read_text(encoding="utf-8")) == versions()
     started = json.loads((folder.path / "command.json").read_text(encoding="utf-8"))
     assert started["folder"] == os.getcwd()
-    assert started["command"][-len(sys.argv) :] == sys.argv
+    assert started["command"] == command_typed()
 
 
 def test_versions_name_what_computes() -> None:

@@ -191,6 +191,7 @@ def test_what_ends_a_run_is_not_hidden_by_what_is_still_written(
     target = saver_of(tmp_path, Group(0))
     target.save(20, progress)
     gate.opened.set()
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         target.close()
     assert caplog.messages == [
