@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,22 +155,16 @@ def by_number(name: str) -> list[tuple[int, str]]:
 
 def read_object(path: Path, problems: list[str]) -> dict[str, Any]:
     """The JSON object in ``path``; {} where it is missing, or damaged, which goes into ``problems``."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path.name} cannot be read: {_short(error)}")
-        return {}
-    if isinstance(found, dict):
-        return found
-    problems.append(f"{path.name} holds no JSON object")
-    return {}
+    return _read(path, json.loads, "JSON object", problems)
 
 
 def _read_yaml(path: Path, problems: list[str]) -> dict[str, Any]:
+    return _read(path, functools.partial(yaml.load, Loader=_Loader), "mapping", problems)
+
+
+def _read(path: Path, parse: Callable[[str], Any], kind: str, problems: list[str]) -> dict[str, Any]:
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        found = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -177,7 +172,7 @@ def _read_yaml(path: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     if isinstance(found, dict):
         return found
-    problems.append(f"{path.name} holds no mapping")
+    problems.append(f"{path.name} holds no {kind}")
     return {}
 
 

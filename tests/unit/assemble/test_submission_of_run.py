@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train.tsv", "dev.tsv"):
         (root / name).write_text("sentence1\tsentence2\tgold_label\n" + labelled)
     for file, rows in (("test_matched.tsv", ROWS["MNLI-m"]), ("diagnostic.tsv", ROWS["AX"])):
-        (root / file).write_text("\n".join(["index\tsentence1\tsentence2", *test_rows(rows)]) + "\n")
+        (root / file).write_text("\n".join(["index\tsentence1\tsentence2", *lines_of(rows)]) + "\n")
     prepare(config_of(root).data, progress=False)
     manifest = load_manifest(root / "prepared")
     with torch.random.fork_rng():
@@ -51,12 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_rows(rows: int) -> list[str]:
+def lines_of(rows: int) -> list[str]:
     words = np.random.default_rng(rows).choice(WORDS, (rows, 4))
     return [f"{row}\t{a} {b}\t{c} {d}" for row, (a, b, c, d) in enumerate(words)]
-
-
-test_rows.__test__ = False  # type: ignore[attr-defined]
 
 
 def config_of(root: Path) -> RunConfig:
@@ -85,7 +82,7 @@ def test_every_row_of_the_test_files_gets_the_models_label(folder: Path, tmp_pat
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
     for number in range(0, ROWS["AX"], 100):
-        _, first, second = test_rows(ROWS["AX"])[number].split("\t")
+        _, first, second = lines_of(ROWS["AX"])[number].split("\t")
         with torch.no_grad():
             logits_C = model(**tokenizer(first, second, return_tensors="pt")).logits[0]
         assert NAMES[int(logits_C.argmax())] == found[number], number
@@ -94,7 +91,7 @@ def test_every_row_of_the_test_files_gets_the_models_label(folder: Path, tmp_pat
 def test_rows_elsewhere_are_named(folder: Path, tmp_path: Path) -> None:
     path, config = tmp_path / "glue.zip", config_of(folder)
     other = tmp_path / "mm.tsv"
-    other.write_text("\n".join(["idx\tsentence1\tsentence2", *test_rows(ROWS["MNLI-mm"])]) + "\n")
+    other.write_text("\n".join(["idx\tsentence1\tsentence2", *lines_of(ROWS["MNLI-mm"])]) + "\n")
     said = write_submission_of(
         config,
         student=f"{folder}/model",
@@ -110,7 +107,7 @@ def test_rows_elsewhere_are_named(folder: Path, tmp_path: Path) -> None:
 
 def test_part_of_a_test_split_is_refused(folder: Path, tmp_path: Path) -> None:
     path, few = tmp_path / "glue.zip", tmp_path / "few.tsv"
-    few.write_text("\n".join(["index\tsentence1\tsentence2", *test_rows(5)]) + "\n")
+    few.write_text("\n".join(["index\tsentence1\tsentence2", *lines_of(5)]) + "\n")
     with pytest.raises(UserError, match=r"MNLI-m\.tsv has 5 rows, the server's test split 9796"):
         write_submission_of(
             config_of(folder), student=f"{folder}/model", path=path, places={"MNLI-m": str(few)}
