@@ -102,6 +102,15 @@ def test_whatever_ends_a_run_waits_for_the_checkpoint_of_its_last_step(
     assert did == ["settle"], "a run that made no step has nothing to save"
 
 
+def test_who_is_gone_is_named_where_a_launcher_signals_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Group, "gone", lambda group: ["rank 2 (process 17 on n1)"])
+    found, _ = trainer(stop=True)
+    with pytest.raises(
+        Interrupted, match=r"after step 7, rank 2 \(process 17 on n1\) is gone; the same command"
+    ):
+        open_step(found, None)
+
+
 def test_a_run_ends_when_its_last_checkpoint_stands() -> None:
     found, did = trainer()
     found.run(start=20)
