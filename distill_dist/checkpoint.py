@@ -55,7 +55,7 @@ def save(
 ) -> Path:
     """Write the checkpoint of ``step`` below ``root``, read it back, mark it, prune the others. One process only.
 
-    ``progress["dev"]``: the epoch's score where the checkpoint stands at the end of one, else None. ``previous``: the
+    ``progress["score"]``: the epoch's score where the checkpoint stands at the end of one, else None. ``previous``: the
     step that this run saved, or went on from, before; 0 if there is none. Whatever else is newer than that was passed
     over as damaged: it goes, and counts nothing. Raises OSError, SafetensorError on a full or broken disk.
     """
@@ -112,7 +112,7 @@ def _score(folder: Path) -> float | None:
         progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    score = progress.get("dev") if isinstance(progress, dict) else None
+    score = progress.get("score") if isinstance(progress, dict) else None
     return score if isinstance(score, float) else None
 
 

@@ -18,6 +18,7 @@ from distill_dist.assemble.teacher_tokens import (
 )
 from distill_dist.config.methods import is_aligned
 from distill_dist.config.schema import RunConfig
+from distill_dist.data.hold_out import drawn, drawn_for
 from distill_dist.data.manifest import (
     TEACHER_TOKENIZER_FOLDER,
     TOKENIZER_FOLDER,
@@ -65,7 +66,8 @@ def check_prepared(config: RunConfig, manifest: Manifest) -> None:
         "data.source_column": (data.source_column, manifest.request["source_column"]),
         "data.max_length": (data.max_length, manifest.max_length),
         "data.labels": (task.labels, manifest.labels),
-        "data.splits": (sorted(data.splits), sorted(manifest.splits)),
+        "data.splits": (sorted((*data.splits, *data.hold_out)), sorted(manifest.splits)),
+        "data.hold_out, data.max_rows and data.draw_seed": (drawn(data), drawn_for(manifest.request)),
         "data.synthetic": (generated and asdict(data.synthetic), generated),
         "data.task": (data.task if data.source != "synthetic_nli" else manifest.task, manifest.task),
     }

@@ -57,7 +57,7 @@ class Outcome:
     )  # route, signal and the probe's errors; None where no gradient is matched
     best: (
         dict[str, Any] | None
-    )  # {"step", "value"} of the best epoch so far; on student 0 "sha256" of its weights
+    )  # {"step", "value"} of the best epoch so far by evaluate.select_on; on student 0 "sha256" of its weights
     saver: Saver
     curriculum: Callable[[], dict[str, Any]]  # its state for a checkpoint; a collective
     order: Callable[[], dict[str, Any] | None]  # what the summary says of the curriculum; None without one
@@ -67,7 +67,10 @@ class Outcome:
     watch: ServiceWatch | None = None  # on student 0, where there is a teacher
     wire: tuple[Costs, ...] = ()  # of each teacher whose rows travel
     _teacher_logits: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    _dev: tuple[int, float] = (-1, 0.0)  # the step that dev was scored at last, and its score
+    _selected: tuple[int, float] = (
+        -1,
+        0.0,
+    )  # the step that evaluate.select_on was scored at last, and its score
 
     def save(self, step: int) -> None:
         """Checkpoint after ``step`` finished steps, unless it is there; see Saver."""
@@ -76,7 +79,7 @@ class Outcome:
             return {
                 "step": step,
                 "best": self.best,
-                "dev": self._dev[1] if self._dev[0] == step else None,
+                "score": self._selected[1] if self._selected[0] == step else None,
                 "identity": self.identity,
                 "teachers": [each.to_json() for each in self.taught_by],
                 "curriculum": self.curriculum(),
@@ -104,19 +107,21 @@ class Outcome:
             )
 
     def end_epoch(self, step: int) -> None:
-        """Score every split; export the model where dev is the best so far."""
+        """Score the splits of every epoch; export the model where that of evaluate.select_on is the best so far."""
         if self.watch is not None:
             self.watch.end_epoch(step)
         if self.pool is not None:
             self.pool.end_epoch(step)
-        found = {name: self._score(name) for name in self.scorers}
+        at_end, select_on = self.config.evaluate.at_end, self.config.evaluate.select_on
+        found = {name: self._score(name) for name in self.scorers if name not in at_end}
         self.telemetry.write(
             step, {f"{name}/{key}": value for name, scores in found.items() for key, value in scores.items()}
         )
-        value = found["dev"][self.scorers["dev"].metric]
-        self._dev = (step, value)
-        told = ", ".join(f"{key} {score:.4f}" for key, score in found["dev"].items())
-        _log.info("step %d: dev %s", step, told)
+        value = found[select_on][self.scorers[select_on].metric]
+        self._selected = (step, value)
+        for name in dict.fromkeys((select_on, "dev") if "dev" in found else (select_on,)):
+            told = ", ".join(f"{key} {score:.4f}" for key, score in found[name].items())
+            _log.info("step %d: %s %s", step, name, told)
         if self.best is None or value > self.best["value"]:
             best = {"step": step, "value": value}
             export = functools.partial(

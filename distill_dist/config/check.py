@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from distill_dist.config.check_alignment import check_alignment
 from distill_dist.config.check_curriculum import check_curriculum
+from distill_dist.config.check_data import check_data
 from distill_dist.config.check_pool import check_pool
 from distill_dist.config.check_teacher import check_teacher
 from distill_dist.config.check_tokens import check_other_tokens, check_teacher_tokens
@@ -23,7 +24,6 @@ from distill_dist.config.fields import describe_problem as _problem
 from distill_dist.config.fields import schema_fields, value_at
 from distill_dist.config.methods import is_gradient_method, matches_states
 from distill_dist.config.schema import RunConfig
-from distill_dist.config.split_names import split_name_problem
 from distill_dist.errors import UserError
 
 Need = Literal["prepare", "train", "cache", "evaluate"]
@@ -67,6 +67,9 @@ RANGES: dict[str, Range] = {
     "seed": _SEED,
     "data.max_length": Range(8, 8192),
     "data.teacher_max_length": Range(8, 8192),
+    "data.hold_out": _COUNT,
+    "data.max_rows": _COUNT_OR_NONE,
+    "data.draw_seed": _SEED,
     "data.rows_per_shard": _COUNT,
     "data.window_shards": _COUNT_OR_NONE,
     "data.synthetic.train_rows": _COUNT,
@@ -151,7 +154,7 @@ def check_config(config: RunConfig, *, need: Need = "train") -> list[str]:
     """
     rules: list[Callable[[RunConfig], Iterator[str]]] = [_ranges, _prepared]
     if need != "evaluate":  # which reads only what was prepared
-        rules += [_data, check_teacher_tokens]
+        rules += [check_data, check_teacher_tokens]
     if need in ("train", "cache"):
         rules += [_student_source, _student_layers, _method, _matched_layers, check_alignment, _batch]
         rules += [check_curriculum, check_teacher, check_pool, check_other_tokens]
@@ -164,6 +167,8 @@ def check_config(config: RunConfig, *, need: Need = "train") -> list[str]:
 def _ranges(config: RunConfig) -> Iterator[str]:
     for key, allowed in RANGES.items():
         value = value_at(config, key)
+        if isinstance(value, dict):
+            value = tuple(value.values())
         numbers: Sequence[Any] = value if isinstance(value, tuple) else () if value is None else (value,)
         if not all(number in allowed for number in numbers):
             entries = "every entry " if isinstance(value, tuple) else ""
@@ -184,43 +189,6 @@ def _texts(config: RunConfig) -> Iterator[str]:
 def _prepared(config: RunConfig) -> Iterator[str]:
     if not config.data.prepared:
         yield _problem(config, "data.prepared", "required: the folder that launcher/prepare.py fills")
-
-
-def _data(config: RunConfig) -> Iterator[str]:
-    data = config.data
-    if data.source != "synthetic_nli":
-        if not data.path:
-            yield _problem(config, "data.path", f"required with data.source: {data.source}")
-        if not data.tokenizer:
-            yield _problem(config, "data.tokenizer", f"required with data.source: {data.source}")
-    for split in ("train", "dev"):
-        if split not in data.splits:
-            yield _problem(config, "data.splits", f"'{split}' is missing; train and dev are required")
-    for split, place in data.splits.items():
-        if problem := split_name_problem(split):
-            yield _problem(config, "data.splits", problem)
-        if not place:
-            yield _problem(config, "data.splits", f"'{split}' names no file or split")
-    yield from _columns(config)
-
-
-def _columns(config: RunConfig) -> Iterator[str]:
-    data = config.data
-    if len(data.text_columns) > 2 or len(set(data.text_columns)) < len(data.text_columns):
-        yield _problem(config, "data.text_columns", "one or two different columns")
-    if len(set(data.labels)) < len(data.labels) or len(data.labels) == 1:
-        yield _problem(config, "data.labels", "at least two different class names")
-    if data.label_column and data.label_column in data.text_columns:
-        yield _problem(config, "data.label_column", "is one of data.text_columns; name another column")
-    if any(label != label.strip() for label in data.labels):
-        yield _problem(config, "data.labels", "blanks around a name; labels of rows lose them")
-    if data.task == "qqp" and len(data.labels) not in (0, 2):
-        text = "data.task: qqp is scored by F1, which needs two; take custom for more"
-        yield _problem(config, "data.labels", text)
-    if data.task == "custom" and data.source != "synthetic_nli":
-        for key in ("data.text_columns", "data.label_column", "data.labels"):
-            if not value_at(config, key):
-                yield _problem(config, key, "required with data.task: custom (a GLUE task brings its own)")
 
 
 def _student_source(config: RunConfig) -> Iterator[str]:

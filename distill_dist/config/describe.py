@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from distill_dist.config import schema, schema_curriculum, schema_teacher
+from distill_dist.config import schema, schema_curriculum, schema_data, schema_teacher
 from distill_dist.config.check import RANGES
 from distill_dist.config.fields import SchemaField, schema_fields, schema_sections
 
@@ -38,7 +38,7 @@ def field_docs() -> Mapping[str, str]:
     """Dotted key -> the string literal below the field, as one line; fields without one are missing."""
     nodes = [
         node
-        for module in (schema, schema_curriculum, schema_teacher)
+        for module in (schema, schema_curriculum, schema_data, schema_teacher)
         for node in ast.parse(inspect.getsource(module)).body
     ]
     by_class = {node.name: dict(_docs_below(node)) for node in nodes if isinstance(node, ast.ClassDef)}

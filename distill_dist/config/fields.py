@@ -45,6 +45,7 @@ _TYPE_WORDS: dict[Any, str] = {
     tuple[int, ...]: "a list of whole numbers",
     tuple[str, ...]: "a list of texts",
     dict[str, str]: "a mapping from text to text",
+    dict[str, int]: "a mapping from text to whole numbers",
     tuple[PooledTeacher, ...]: "a list of {path: a text, weight: a number}",
 }
 

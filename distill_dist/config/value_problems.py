@@ -21,7 +21,7 @@ def value_problem(field: SchemaField, value: Any) -> str | None:
         return "'???' is not a value"
     if any(isinstance(entry, (Mapping, list)) for entry in entries):
         return type_problem(field, value)
-    if field.type in (int, float, tuple[int, ...]) and any(
+    if field.type in (int, float, tuple[int, ...], dict[str, int]) and any(
         isinstance(entry, str) and not entry.isascii() and "${" not in entry for entry in entries
     ):
         return type_problem(field, value)  # int() would read digits of every script

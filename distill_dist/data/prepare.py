@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from distill_dist.config.schema import DataConfig
+from distill_dist.config.schema_data import DataConfig
 from distill_dist.data.bad_rows import BadRowLog
+from distill_dist.data.hold_out import with_held_out
 from distill_dist.data.manifest import (
     MANIFEST,
     TEACHER_TOKENIZER_FOLDER,
@@ -68,7 +69,7 @@ def _prepare(config: DataConfig, *, progress: bool, replace: bool) -> dict[str, 
     remove_stale(folder.parent, glob.escape(folder.name))
     _refuse_foreign(folder)
     task = resolve_task(config)
-    sources = open_sources(config, task)
+    sources = with_held_out(config, task, open_sources(config, task))
     tokenizers = load_tokenizers(config)
     student, teacher = tokenizers.student, tokenizers.teacher
     request = build_request(

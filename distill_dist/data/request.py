@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distill_dist.config.methods import teacher_max_length
-from distill_dist.config.schema import DataConfig
+from distill_dist.config.schema_data import DataConfig
 from distill_dist.data.manifest import Manifest
 from distill_dist.data.sources import Source
 from distill_dist.data.tasks import Task

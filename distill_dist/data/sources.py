@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from distill_dist.config.schema import DataConfig, SyntheticConfig
+from distill_dist.config.schema_data import DataConfig, SyntheticConfig
 from distill_dist.config.split_names import split_name_problem
 from distill_dist.data.rows import BadRow, RawRow
 from distill_dist.data.synthetic_nli import generate

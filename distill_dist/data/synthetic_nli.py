@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from distill_dist.config.schema import SyntheticConfig
+from distill_dist.config.schema_data import SyntheticConfig
 from distill_dist.data.synthetic_grammar import (
     COLOURS,
     MOTIONS,

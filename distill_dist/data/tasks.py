@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill_dist.config.schema import DataConfig
+from distill_dist.config.schema_data import DataConfig
 from distill_dist.errors import UserError
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from distill_dist.config.methods import teacher_max_length
-from distill_dist.config.schema import DataConfig
+from distill_dist.config.schema_data import DataConfig
 from distill_dist.data.tokenization import RowTokenizer, Tokens, load_tokenizer, read_tokenizer
 from distill_dist.errors import UserError
 from distill_dist.hub import locate

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from distill_dist.config.schema import DataConfig
+from distill_dist.config.schema_data import DataConfig
 from distill_dist.data.synthetic_nli import build_tokenizer
 from distill_dist.durable import sha256_file
 from distill_dist.errors import UserError

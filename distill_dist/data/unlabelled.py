@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_dist.config.schema import DataConfig
+from distill_dist.config.schema_data import DataConfig
 from distill_dist.data.manifest import TOKENIZER_FOLDER
 from distill_dist.data.rows import BadRow, RawRow
 from distill_dist.data.shards import Example

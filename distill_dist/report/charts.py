@@ -21,7 +21,7 @@ WIDTH_IN, HEIGHT_IN = 4.2, 2.7  # 302 pt wide: at 366 px, a phone's page, 9 pt l
 MOST_POINTS = 400  # of a curve: more than the chart has pixels
 _OTHERS = "#b8b8b8"
 _TEXT = 38  # characters of a label beside an axis
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, sharp, selectable
     "svg.hashsalt": "distill-dist",  # the same numbers give the same bytes
     "text.parse_math": False,  # a dollar in a label is a dollar

@@ -103,7 +103,7 @@ def report(plan: Plan, verdicts: dict[int, Verdict]) -> dict[str, Any]:
     write_durable(plan.out / "sweep.md", lambda file: file.write_text(markdown + "\n", encoding="utf-8"))
     found = {
         "best": table.best(),
-        "metric": f"dev {table.metric}",
+        "metric": f"{table.split} {table.metric}",
         "table": str(plan.out / TABLE),
         "trials": len(plan.trials),
         "counts": table.counts(),
@@ -119,7 +119,7 @@ def _best_line(table: Table) -> str:
     if group is None or best is None:
         return "best: none yet, for no group of seeds is done as a whole"
     chosen = ", ".join(f"{key}={value}" for key, value in best["overrides"].items())
-    return f"best by dev {table.metric}: {chosen or 'all alike'}: {group.says()}; {best['run_dir']}"
+    return f"best by {table.split} {table.metric}: {chosen or 'all alike'}: {group.says()}; {best['run_dir']}"
 
 
 def _unless_all_failed(plan: Plan, found: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from distill_dist.errors import UserError
 # A draw that equals an earlier one is drawn again so often, before the distributions are found to be too small.
 MOST_REDRAWS = 1000
 # What every trial has of its own, or all of them together.
-_OF_THE_SWEEP = ("run_dir", "teacher.cache_dir", "train.resume")
+_OF_THE_SWEEP = ("run_dir", "teacher.cache_dir", "train.resume", "evaluate.select_on")
 _DIGITS = 6  # of a drawn number: what stands in a folder's name is what is computed with
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)\)\s*", re.DOTALL)
 

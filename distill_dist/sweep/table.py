@@ -1,4 +1,4 @@
-"""What the trials found: one row each, one per group of seeds, and the best, which dev alone decides."""
+"""What the trials found: one row each, one per group of seeds, and the best, by the split that selects (dev)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIGNALS = ("rows", "computed")
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that differ in their seed alone; ``mean`` and ``deviation`` of dev over those that are done.
+    """Trials that differ in their seed alone; ``mean`` and ``deviation`` of their score over those that are done.
 
     ``deviation`` is the sample's; None of fewer than two. ``is_whole``: all of its trials are done.
     """
@@ -52,12 +52,13 @@ class Table:
         """``fields``: what is varied."""
         self._found = dict(zip((trial.number for trial in trials), verdicts, strict=True))
         self._trials, self._fields = trials, tuple(fields)
+        self.split = trials[0].config.evaluate.select_on
         self.metric = self._metric()
         self.groups = sorted(self._groups(), key=lambda group: (not group.is_whole, _descending(group.mean)))
 
     def _metric(self) -> str:
-        """What dev is measured by: F1 where the task uses it, as the runs themselves choose their best epoch."""
-        done = [found.summary["splits"]["dev"] for found in self._found.values() if found.summary]
+        """What it is measured by: F1 where the task uses it, as the runs themselves choose their best epoch."""
+        done = [found.summary["splits"][self.split] for found in self._found.values() if found.summary]
         return "f1" if done and all("f1" in scores for scores in done) else "accuracy"
 
     def _groups(self) -> Iterable[Group]:
@@ -66,27 +67,27 @@ class Table:
             key = tuple(value for name, value in trial.overrides.items() if name != "seed")
             members.setdefault(key, []).append(trial)
         for trials in members.values():
-            values = [self._dev(trial) for trial in trials]
+            values = [self._score(trial) for trial in trials]
             known = tuple(value for value in values if value is not None)
             yield Group(tuple(trials), known, len(known) == len(trials))
 
-    def _dev(self, trial: Trial) -> float | None:
+    def _score(self, trial: Trial) -> float | None:
         summary = self._found[trial.number].summary
-        return None if summary is None else _finite(summary["splits"]["dev"].get(self.metric))
+        return None if summary is None else _finite(summary["splits"][self.split].get(self.metric))
 
     def best_group(self) -> Group | None:
-        """Of those whose trials are all done, the one of the highest mean on dev."""
+        """Of those whose trials are all done, the one of the highest mean."""
         return next((group for group in self.groups if group.is_whole), None)
 
     def best(self) -> dict[str, Any] | None:
-        """The group of the highest mean on dev, and its best run; None while none has all of its seeds done.
+        """The group of the highest mean, and its best run; None while none has all of its seeds done.
 
         Groups that lack a seed are left out: the mean of those that did not fail would flatter them.
         """
         group = self.best_group()
         if group is None:
             return None
-        first = min(group.trials, key=lambda trial: _descending(self._dev(trial)))
+        first = min(group.trials, key=lambda trial: _descending(self._score(trial)))
         return {
             "overrides": {key: value for key, value in first.overrides.items() if key != "seed"},
             "mean": group.mean,
@@ -96,11 +97,11 @@ class Table:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Sorted by the group's mean on dev, whole groups first, then by the trial's own; what is not known is None."""
+        """Sorted by the group's mean, whole groups first, then by the trial's own; what is not known is None."""
         return [
             self._row(trial, group)
             for group in self.groups
-            for trial in sorted(group.trials, key=lambda trial: _descending(self._dev(trial)))
+            for trial in sorted(group.trials, key=lambda trial: _descending(self._score(trial)))
         ]
 
     def _row(self, trial: Trial, group: Group) -> dict[str, Any]:
@@ -108,7 +109,10 @@ class Table:
         row: dict[str, Any] = {"trial": trial.number, **{key: trial.overrides[key] for key in self._fields}}
         row["state"] = found.state
         if "seed" in self._fields:
-            row |= {f"dev.{self.metric}.mean": group.mean, f"dev.{self.metric}.deviation": group.deviation}
+            row |= {
+                f"{self.split}.{self.metric}.mean": group.mean,
+                f"{self.split}.{self.metric}.deviation": group.deviation,
+            }
         summary = found.summary or {}
         row |= _scores(summary)
         row["samples_per_s"] = _finite(summary.get("throughput", {}).get("samples_per_s"))

@@ -160,20 +160,20 @@ def names(root: Path) -> list[str]:
 def test_the_best_epochs_stay_beside_the_newest(tmp_path: Path) -> None:
     scores = {10: None, 20: 0.5, 30: 0.9, 35: None, 40: 0.7, 50: 0.9, 60: 0.6, 65: None}
     for step, score in scores.items():
-        save(tmp_path, step, keep=2, keep_best=2, dev=score)
+        save(tmp_path, step, keep=2, keep_best=2, score=score)
     assert names(tmp_path) == ["30", "50", "60", "65"]
-    save(tmp_path, 70, keep=1, keep_best=1, dev=0.1)
+    save(tmp_path, 70, keep=1, keep_best=1, score=0.1)
     assert names(tmp_path) == ["30", "70"], "of equal ones the earlier"
-    save(tmp_path, 80, keep=1, keep_best=1, dev=1.0)
+    save(tmp_path, 80, keep=1, keep_best=1, score=1.0)
     assert names(tmp_path) == ["80"]
 
 
 def test_a_best_epoch_that_cannot_be_read_or_is_older_than_the_field_counts_nothing(tmp_path: Path) -> None:
-    save(tmp_path, 10, dev=0.9)
+    save(tmp_path, 10, score=0.9)
     (tmp_path / "step-00000010" / "progress.json").write_bytes(b"torn")
     save(tmp_path, 20)
-    save(tmp_path, 30, dev=0.1)
-    save(tmp_path, 40, keep=1, keep_best=1, dev=None)
+    save(tmp_path, 30, score=0.1)
+    save(tmp_path, 40, keep=1, keep_best=1, score=None)
     assert names(tmp_path) == ["30", "40"]
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from assemble.savers import Group, saver_of
 from distill_dist.assemble.outcome import Outcome
+from distill_dist.config.schema import EvaluateConfig, RunConfig
 from distill_dist.errors import Interrupted
 from distill_dist.run_folder import RunFolder
 from distill_dist.telemetry import Totals
@@ -27,13 +28,32 @@ def outcome(root: Path, group: Group) -> Outcome:
     folder: Any = SimpleNamespace(model=root / "model")
     students: Any = group
     return Outcome(
-        config=unused, engine=unused, student=unused, teacher=None, scorers={}, group=students, telemetry=unused,
+        config=RunConfig(), engine=unused, student=unused, teacher=None, scorers={}, group=students, telemetry=unused,
         folder=folder, tokenizer=root, identity={}, alignment=None, best=None, saver=saver_of(root, group),
         curriculum=dict, order=lambda: None,
     )  # fmt: skip
 
 
-def test_a_checkpoint_holds_the_dev_score_of_its_own_step_alone(tmp_path: Path) -> None:
+def test_another_split_selects_and_large_ones_wait_for_the_end(tmp_path: Path) -> None:
+    written: dict[str, float] = {}
+    scorer: Any = SimpleNamespace(metric="accuracy")
+    target = replace(
+        outcome(tmp_path, Group(1)),
+        config=RunConfig(evaluate=EvaluateConfig(select_on="tune", at_end=("held_out",))),
+        telemetry=SimpleNamespace(write=lambda step, scalars: written.update(scalars)),
+        scorers=dict.fromkeys(("dev", "tune", "held_out"), scorer),
+    )
+    target._score = lambda split: {"accuracy": {"dev": 0.9, "tune": 0.5}[split]}  # type: ignore[method-assign]
+    target.best = {"step": 1, "value": 0.6}
+    target.end_epoch(2)
+    assert (target.best["step"], written) == (1, {"dev/accuracy": 0.9, "tune/accuracy": 0.5})
+    described: list[dict[str, Any]] = []
+    target.saver.save = lambda step, describe: described.append(describe())  # type: ignore[method-assign]
+    target.save(2)
+    assert described[0]["score"] == 0.5
+
+
+def test_a_checkpoint_holds_the_score_of_its_own_step_alone(tmp_path: Path) -> None:
     """`train.keep_best` counts by it."""
     score = {"accuracy": 0.75, "loss": 1.0}
     scorer: Any = SimpleNamespace(metric="accuracy")
@@ -47,7 +67,7 @@ def test_a_checkpoint_holds_the_dev_score_of_its_own_step_alone(tmp_path: Path) 
     target.end_epoch(20)
     target.save(20)
     target.save(30)
-    assert [(step, progress["dev"]) for step, progress in described] == [(10, None), (20, 0.75), (30, None)]
+    assert [(step, progress["score"]) for step, progress in described] == [(10, None), (20, 0.75), (30, None)]
     assert all(progress["step"] == step and progress["best"] == target.best for step, progress in described)
 
 

@@ -23,7 +23,7 @@ SHORT_S, LONG_S = 0.05, 60.0
 
 
 def progress() -> dict[str, Any]:
-    return {"dev": None}
+    return {"score": None}
 
 
 def steps(root: Path) -> list[str]:

@@ -40,18 +40,18 @@ def test_defaults_lie_in_their_ranges() -> None:
     default = RunConfig()
     for key, allowed in RANGES.items():
         value = value_at(default, key)
-        assert value in (None, ()) or value in allowed, key
+        assert value in (None, (), {}) or value in allowed, key
 
 
 @pytest.mark.parametrize("key", sorted(RANGES))
 def test_a_number_below_or_above_its_range_is_named(key: str) -> None:
     allowed = RANGES[key]
-    listed = typing.get_origin(schema_fields()[key].type) is tuple
+    kind = typing.get_origin(schema_fields()[key].type)
     outside = [allowed.low if allowed.low_open else allowed.low - 1, float("nan"), float("inf")]
     if allowed.high != float("inf"):
         outside.append(allowed.high if allowed.high_open else allowed.high + 1)
     for number in outside:
-        values = {key: (number,) if listed else number}
+        values = {key: (number,) if kind is tuple else {"dev": number} if kind is dict else number}
         expected = f"must be {allowed.words}"
         assert any(line.startswith(f"{key} = ") and expected in line for line in problems(values)), number
 
@@ -85,6 +85,19 @@ BAD_PAIRS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
     ),
     ({"data.splits": {"train": "a", "dev": "b", "x" * 256: "c"}}, "data.splits", "at most 100", {}),
     ({"data.splits": {"train": "a", "dev": ""}}, "data.splits", "'dev' names no", {}),
+    ({"data.splits": {"train": "a"}}, "data.splits", "hold_out.dev", {"data.hold_out": {"dev": 9}}),
+    ({"data.hold_out": {"dev": 9}}, "data.hold_out", "data.splits as well", {"data.hold_out": {"other": 9}}),
+    ({"data.hold_out": {"../x": 9}}, "data.hold_out", "'../x'", {"data.hold_out": {"x": 9}}),
+    ({"data.hold_out": {f"s{number}": 1 for number in range(101)}}, "data.hold_out", "at most 100", {}),
+    ({"evaluate.select_on": "tune"}, "evaluate.select_on", "'tune'", {"data.hold_out": {"tune": 9}}),
+    ({"evaluate.select_on": "train"}, "evaluate.select_on", "there are dev", {"evaluate.select_on": "dev"}),
+    (
+        {"evaluate.at_end": ("dev", "x")},
+        "evaluate.at_end",
+        "'x'",
+        {"data.hold_out": {"x": 9}, "evaluate.at_end": ("x",)},
+    ),
+    ({"evaluate.at_end": ("dev",)}, "evaluate.at_end", "select_on", {"evaluate.at_end": ()}),
     ({"data.text_columns": ("a", "b", "c")}, "data.text_columns", "two", {"data.text_columns": ("a", "b")}),
     ({"data.text_columns": ("a", "a")}, "data.text_columns", "different", {"data.text_columns": ("a",)}),
     ({"data.labels": ("a", "a")}, "data.labels", "different", {"data.labels": ("a", "b")}),

@@ -15,7 +15,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import distill_dist.data.prepare as prepare_module
-from distill_dist.config.schema import DataConfig, SyntheticConfig
+from distill_dist.config.schema_data import DataConfig, SyntheticConfig
 from distill_dist.data.manifest import MANIFEST, load_manifest, manifest_hash
 from distill_dist.data.prepare import prepare
 from distill_dist.data.shards import open_split

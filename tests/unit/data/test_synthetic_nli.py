@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from distill_dist.config.schema import SyntheticConfig
+from distill_dist.config.schema_data import SyntheticConfig
 from distill_dist.data import synthetic_nli
 from distill_dist.data.synthetic_grammar import (
     PLACES,
@@ -216,7 +216,7 @@ def test_fewer_rows_are_a_prefix_of_more() -> None:
 def test_rows_depend_on_the_seed_alone() -> None:
     code = (
         "import hashlib; from distill_dist.data.synthetic_nli import *;"
-        "from distill_dist.config.schema import SyntheticConfig;"
+        "from distill_dist.config.schema_data import SyntheticConfig;"
         "rows = list(generate(SyntheticConfig(train_rows=360, label_noise=0.1), 'train'));"
         "print(hashlib.sha256(repr(rows).encode()).hexdigest())"
     )
