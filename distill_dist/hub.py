@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import threading
@@ -13,6 +14,7 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import get_session
 
+from distill_dist.durable import sha256_file
 from distill_dist.errors import UserError
 
 PACKAGE_PREFIX = "pkg://"
@@ -23,6 +25,13 @@ WEIGHT_PATTERN = "*.safetensors"
 TOKENIZER_PATTERNS = ["*.json", "*.txt", "*.model"]
 SUBFOLDERS = ["*/*"]  # copies of the model for other frameworks
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over the names and digests of the weight files in ``folder``."""
+    files = sorted(folder.glob(WEIGHT_PATTERN))
+    lines = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def locate(path: str, *, what: str, weights: bool = True) -> str:

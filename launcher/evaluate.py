@@ -33,6 +33,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--saliency", action="store_true", help="saliency loyalty; two forwards and a backward of both models"
     )
+    add(
+        "--saliency-rows",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of every split, evenly spaced (default: all)",
+    )
     add("--consistency", action="store_true", help="agreement on perturbed rows; two forwards of both models")
     add(
         "--rate", type=float, default=0.15, help="share of tokens that a perturbation touches (default: 0.15)"
@@ -96,6 +103,7 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
         teacher=args.teacher,
         splits=tuple(dict.fromkeys(filter(None, args.split.split(",")))),
         saliency=args.saliency,
+        saliency_rows=args.saliency_rows,
         consistency=args.consistency,
         rate=args.rate,
         seed=args.seed,
@@ -113,6 +121,8 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
 def _check(config: RunConfig, args: argparse.Namespace) -> None:
     if args.saliency and not (args.teacher or config.teacher.path or config.teachers):
         raise UserError("--saliency compares with a teacher: give --teacher FOLDER")
+    if args.saliency_rows < 0 or (args.saliency_rows and not args.saliency):
+        raise UserError(f"--saliency-rows {args.saliency_rows}: 1 or more rows, with --saliency")
     if not 0 < args.rate <= 1:
         raise UserError(f"--rate {args.rate}: must be above 0, to 1")
     if not 1 <= args.resamples <= 10**6:

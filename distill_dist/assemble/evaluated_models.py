@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from distill_dist.assemble.teacher_pool import joined
 from distill_dist.config.pool import teachers_of
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import Manifest
-from distill_dist.durable import sha256_file
 from distill_dist.errors import UserError
-from distill_dist.hub import locate
+from distill_dist.hub import locate, weights_digest
 from distill_dist.models.build import load_teacher
 from distill_dist.models.encoder import EncoderParts, encoder_parts
 from distill_dist.models.hooks import embedding_output_BLH
@@ -64,7 +62,7 @@ def read_models(
     folder = locate(student, what="student")
     student_parts = read_student(Path(config.data.prepared), manifest, folder, value=student, device=device)
     described: dict[str, Any] = {
-        "student": {"path": student, "sha256": weights_digest(folder)},
+        "student": {"path": student, "sha256": weights_digest(Path(folder))},
         "teachers": [],
     }
     teachers, missing = _find_teachers(config, teacher)
@@ -72,7 +70,7 @@ def read_models(
     for path, weight, place in teachers:
         prepared = Path(config.data.prepared)
         parts.append(read_teacher(place, manifest, prepared, device, what="teacher", value=path))
-        described["teachers"].append({"path": path, "weight": weight, "sha256": weights_digest(place)})
+        described["teachers"].append({"path": path, "weight": weight, "sha256": weights_digest(Path(place))})
     return EvaluatedModels(
         student=LocalTeacher(student_parts, device, is_student=True),
         student_parts=student_parts,
@@ -104,10 +102,3 @@ def _find_teachers(config: RunConfig, asked: str) -> tuple[list[tuple[str, float
         except UserError as error:
             return [], str(error)
     return found, None
-
-
-def weights_digest(folder: str) -> str:
-    """sha256 over the names and digests of the weight files in ``folder``."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    lines = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
-    return hashlib.sha256(lines.encode()).hexdigest()

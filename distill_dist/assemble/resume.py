@@ -12,7 +12,7 @@ from distill_dist.errors import UserError
 
 # Fields that change neither the order of samples nor, up to summation order, the update of a step.
 _FREE = (
-    "run_dir", "deepspeed_config", "data.", "cluster.", "evaluate.", "teacher.prefetch", "teacher.deadline_s",
+    "label", "run_dir", "deepspeed_config", "data.", "cluster.", "evaluate.", "teacher.prefetch", "teacher.deadline_s",
     "teacher.patience_s", "teacher.lease_s", "teacher.rest_after_s", "teacher.check_every_s",
     "teacher.shards", "teacher.offload", "teacher.batch_tokens", "teacher.cache_mib", "teacher.cache_dir",
     "batch.micro_tokens", "batch.pad_to", "train.max_steps", "train.resume", "train.checkpoint_every",
@@ -20,13 +20,16 @@ _FREE = (
     "student.attention", "student.checkpointing", "student.compile", "alignment.probe", "alignment.tolerance",
     "curriculum.memory_mib", "curriculum.keep_snapshots", "curriculum.final_snapshot",
 )  # fmt: skip
-_ORDERS = ("data.window_shards",)  # although it is below a free one
+_FIXED = (
+    "data.window_shards",
+    "evaluate.select_on",
+)  # although they are below a free one: of order, of the best epoch
 
 
 def run_identity(config: RunConfig, manifest_hash: str) -> dict[str, Any]:
     """Everything that must be equal for a checkpoint to go on; flat, by dotted key, ready for JSON."""
     found = {
-        key: value for key, value in _flat(asdict(config), "") if key in _ORDERS or not key.startswith(_FREE)
+        key: value for key, value in _flat(asdict(config), "") if key in _FIXED or not key.startswith(_FREE)
     }
     return {**found, "prepared data": manifest_hash}
 

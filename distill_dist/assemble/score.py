@@ -40,6 +40,7 @@ class Asked:
     teacher: str = ""  # "": the run's, if it can be found
     splits: tuple[str, ...] = ()  # (): every one but train
     saliency: bool = False
+    saliency_rows: int = 0  # of every split, evenly spaced; 0: all
     consistency: bool = False
     rate: float = 0.15  # share of tokens that a perturbation touches
     seed: int = 0  # of perturbations and resamples: the same for every run that is compared
@@ -83,6 +84,7 @@ def score(config: RunConfig, asked: Asked) -> Scored:
             "resamples": asked.resamples,
             "seed": asked.seed,
             **({"rate": asked.rate} if asked.consistency else {}),
+            **({"saliency_rows": asked.saliency_rows} if asked.saliency and asked.saliency_rows else {}),
         },
     }
     if models.teacher_missing is not None:
@@ -135,7 +137,7 @@ class _Split:
         """(its part of the record, what both models said of every row)."""
         scorer = self._scorer(self.rows)
         logits = self._logits(scorer)
-        more = self._saliency(scorer)
+        more = self._saliency()
         metrics = self._summed(logits)
         metrics |= {("loyalty", name): mean_of(values_N) for name, values_N in more.items()}
         if self.asked.consistency:
@@ -152,9 +154,11 @@ class _Split:
         predictions = Predictions(self.rows.labels, of_rows["student"], of_rows.get("teacher"), more)
         return record, predictions
 
-    def _scorer(self, rows: RowSource) -> SplitScorer:
+    def _scorer(self, rows: RowSource, some: np.ndarray | None = None) -> SplitScorer:
+        """Of ``rows``; ``some`` [n] of them, and nothing of the others."""
         batches = evaluation_batches(
             rows,
+            rows=some,
             rank=0,
             size=1,
             micro_tokens=self.config.batch.micro_tokens,
@@ -188,12 +192,14 @@ class _Split:
             found |= {("loyalty", name): summed for name, summed in loyal.items()}
         return found
 
-    def _saliency(self, scorer: SplitScorer) -> dict[str, Floats]:
+    def _saliency(self) -> dict[str, Floats]:
         if not self.asked.saliency:
             return {}
         assert self.models.teacher is not None
+        some = evenly_spaced(self.rows.num_rows, self.asked.saliency_rows)
+        of_some = self._scorer(self.rows, some)
         found: dict[str, Floats] = {
-            **scorer.saliency_rows(self.models.student, self.models.teacher, embeds=self.models.embeds())
+            **of_some.saliency_rows(self.models.student, self.models.teacher, embeds=self.models.embeds())
         }
         return found
 
@@ -209,6 +215,13 @@ class _Split:
                 of_kind |= agreement(after["student"], after["teacher"])
             found |= {("consistency", kind, name): summed for name, summed in of_kind.items()}
         return found
+
+
+def evenly_spaced(num_rows: int, most: int) -> np.ndarray:
+    """At most ``most`` of the row numbers, int64, increasing, the first and the last among them; 0: all."""
+    if not 0 < most < num_rows:
+        return np.arange(num_rows)
+    return np.linspace(0, num_rows - 1, most).round().astype(np.int64)
 
 
 def vocabulary(prepared: Path) -> tuple[np.ndarray, np.ndarray]:

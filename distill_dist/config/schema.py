@@ -238,6 +238,8 @@ class RunConfig:
     method: Method = "gkd_cls"
     """`finetune`: labels only. `kd`: and the teacher's logits. `pkd`: and its [CLS] states. `gkd`: logits and
     the gradient at the embeddings. `gkd_cls`: all of these and the gradients at [CLS]."""
+    label: str = ""
+    """What tables and reports call a run of these settings. Empty: its method, and in what it differs from others."""
     seed: int = 0
     """Seed of initial weights, order and dropout."""
     run_dir: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,13 +38,23 @@ class Collected:
     runs: list[RunView]
 
 
-def collect(paths: Sequence[Path], choice: Choice, *, progress: Callable[[str], None]) -> Collected:
-    """Read the runs, compare them, draw. Raises UserError where ``choice.baseline`` names nothing."""
+def collect(
+    paths: Sequence[Path],
+    choice: Choice,
+    *,
+    progress: Callable[[str], None],
+    table_of: Mapping[Path, str] | None = None,
+) -> Collected:
+    """Read the runs, compare them, draw. Raises UserError where ``choice.baseline`` names nothing.
+
+    ``table_of``: the table of a run where it is not its task's, say of students of another size.
+    """
     records = []
     points: dict[Path, Points] = {}
     for number, path in enumerate(paths, start=1):
         progress(f"reading {number}/{len(paths)}")
         record = read_run(path)
+        record.table = (table_of or {}).get(path, "")
         points[path] = read_points(path / "tensorboard", record.problems)
         records.append(record)
     groups = group_runs(records)

@@ -46,7 +46,8 @@ NOT_COMPARED = (
     "train.background_save",
     "train.log_every",
     "train.trace",
-    "evaluate",
+    "evaluate.saliency",
+    "evaluate.at_end",
     "cluster",
 )
 _LONGEST = 40  # characters of a value in a label: of a path its end tells
@@ -54,7 +55,7 @@ _LONGEST = 40  # characters of a value in a label: of a path its end tells
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one task and one configuration but for the seed. ``label`` tells it from the others of its task."""
+    """Runs of one table and one configuration but for the seed. ``label`` tells it from the others of its table."""
 
     task: str
     method: str
@@ -71,23 +72,29 @@ class Group:
 
 
 def group_runs(records: Sequence[RunRecord]) -> list[Group]:
-    """The groups, task by task, in the order in which their first run stands in ``records``."""
+    """The groups, table by table, in the order in which their first run stands in ``records``."""
     leaves = {record.path: _compared(record) for record in records}
     members: dict[str, list[RunRecord]] = {}
     for record in records:
-        key = json.dumps([record.task, record.method, leaves[record.path]], sort_keys=True, default=str)
+        key = json.dumps([_table(record), record.method, leaves[record.path]], sort_keys=True, default=str)
         members.setdefault(key, []).append(record)
     firsts = [runs[0] for runs in members.values()]
     found = []
     for runs in members.values():
         first = runs[0]
         rivals = [
-            leaves[other.path] for other in firsts if (other.task, other.method) == (first.task, first.method)
+            leaves[other.path]
+            for other in firsts
+            if (_table(other), other.label) == (_table(first), first.label)
         ]
-        label = _label(first.method, leaves[first.path], rivals)
-        found.append(Group(first.task, first.method, label, tuple(runs)))
+        label = _label(first.label, leaves[first.path], rivals)
+        found.append(Group(_table(first), first.method, label, tuple(runs)))
     tasks = list(dict.fromkeys(group.task for group in found))
     return sorted(found, key=lambda group: tasks.index(group.task))
+
+
+def _table(record: RunRecord) -> str:
+    return record.table or record.task
 
 
 def _compared(record: RunRecord) -> dict[str, Any]:
@@ -112,12 +119,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _label(method: str, mine: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]) -> str:
-    """The method, and where others of its task have the same one, the fields in which they differ."""
+def _label(name: str, mine: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]) -> str:
+    """The name, and where others of its table have the same one, the fields in which they differ."""
     keys = dict.fromkeys(key for rival in rivals for key in rival)
     differ = [key for key in keys if len({repr(rival.get(key)) for rival in rivals}) > 1]
     said = [f"{key}={_shown(mine[key])}" if key else _shown(mine[key]) for key in differ if key in mine]
-    return " · ".join([method, *said])
+    return " · ".join([name, *said])
 
 
 def _shown(value: Any) -> str:

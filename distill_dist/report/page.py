@@ -111,7 +111,7 @@ def _teachers(table: TaskTable, views: list[RunView]) -> list[tuple[float, int]]
     """(a teacher's metric, how many runs have it), most runs first."""
     counts: dict[float, int] = {}
     for view in views:
-        if view.run.task == table.task and view.teacher is not None:
+        if view.group.task == table.task and view.teacher is not None:
             counts[view.teacher] = counts.get(view.teacher, 0) + 1
     return sorted(counts.items(), key=lambda item: -item[1])
 

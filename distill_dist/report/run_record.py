@@ -38,6 +38,7 @@ class RunRecord:
     command: tuple[str, ...] = ()  # as it was typed
     evaluation: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)  # what could not be read, one line each
+    table: str = ""  # the table that it stands in, of its own; "": its task's
 
     @property
     def method(self) -> str:
@@ -51,6 +52,11 @@ class RunRecord:
             return found
         source = _text(value_at(self.config, "data", "source"))
         return source if source == "synthetic_nli" else _text(value_at(self.config, "data", "task")) or "?"
+
+    @property
+    def label(self) -> str:
+        """What it is called: by its configuration's `label`, else by its method."""
+        return _text(self.config.get("label")) or self.method
 
     @property
     def seed(self) -> int | None:

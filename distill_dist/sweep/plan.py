@@ -120,14 +120,14 @@ def make_plan(
         _load(base, [*fixed, *cache], point, out / _name(number, point, len(points)), number)
         for number, point in enumerate(points)
     ]
-    digests = [_digest(one, out) for one in configs]
+    digests = [result_digest(one, out) for one in configs]
     _refuse_twins(points, digests)
     groups, differing = group_by_questions(configs)
     trials = tuple(
         Trial(number, *parts)
         for number, parts in enumerate(zip(points, configs, digests, groups, strict=True))
     )
-    return Plan(out, str(base or ""), _digest(config, out), space, trials, differing)
+    return Plan(out, str(base or ""), result_digest(config, out), space, trials, differing)
 
 
 def _check_fixed(fixed: Sequence[str], space: Space) -> None:
@@ -158,7 +158,7 @@ def _name(number: int, point: Mapping[str, str], count: int) -> str:
     return f"{number:0{max(3, len(str(count - 1)))}}-{text}"
 
 
-def _digest(config: RunConfig, out: Path) -> str:
+def result_digest(config: RunConfig, out: Path) -> str:
     """sha256 of what determines the trial's result, wherever the sweep's folder lies."""
     shared = "" if config.teacher.cache_dir == str(out / CACHE) else config.teacher.cache_dir
     own = replace(config, run_dir="", teacher=replace(config.teacher, cache_dir=shared))
@@ -189,11 +189,16 @@ def save_plan(plan: Plan) -> None:
         plan.out.mkdir(parents=True, exist_ok=True)
         write_json(path, plan.record())
     for trial in plan.trials:
-        remove_stale(trial.folder, CONFIG)
-        if not _lies_there(trial):
-            trial.folder.mkdir(parents=True, exist_ok=True)
-            text = dump_config(trial.config)
-            write_durable(trial.config_file, lambda file, text=text: file.write_text(text, "utf-8"))  # type: ignore[misc]
+        write_trial(trial)
+
+
+def write_trial(trial: Trial) -> None:
+    """Its configuration, unless it lies there."""
+    remove_stale(trial.folder, CONFIG)
+    if not _lies_there(trial):
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        text = dump_config(trial.config)
+        write_durable(trial.config_file, lambda file: file.write_text(text, "utf-8"))
 
 
 def _lies_there(trial: Trial) -> bool:

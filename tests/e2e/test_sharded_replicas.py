@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import signal
 from collections.abc import Callable
@@ -98,6 +97,6 @@ def test_replicas_that_die_and_hang_in_turns_change_nothing(
     assert "Traceback" not in log_of(run_dir)
     for leader in LEADERS:
         text = (logs / f"rank-{leader:05d}.log").read_text(encoding="utf-8")
-        (found,) = re.findall(r"taught: (\{.*\})", text)
-        assert ast.literal_eval(found)["answered"] > 0
+        (found,) = re.findall(r"taught: answered (\d+)", text)
+        assert int(found) > 0
     assert ranks.alive() == []

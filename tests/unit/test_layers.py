@@ -46,7 +46,7 @@ LAYERS = {
     2: ("teacher", "student", "evaluation", "report", "trace"),
     3: ("trainer", "probe"),
     4: ("assemble", "sweep"),
-    5: ("bench",),
+    5: ("study", "bench"),
     6: ("launcher",),  # a folder of its own beside the package
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

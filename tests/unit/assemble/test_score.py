@@ -254,3 +254,16 @@ def test_a_damaged_teacher_configuration_is_named(config: RunConfig, tmp_path: P
     (path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=rf"no model could be loaded from '{path}': \S"):
         teacher_shape(replace(config, teacher=TeacherConfig(path=str(path))))
+
+
+def test_saliency_of_some_rows_is_theirs_among_all(
+    config: RunConfig, pair: tuple[str, str], scored: Scored
+) -> None:
+    some = score(config, Asked(*pair, saliency=True, saliency_rows=4, resamples=10))
+    assert some.record["settings"]["saliency_rows"] == 4
+    for name, values_N in some.predictions["dev"].more.items():
+        expected = scored.predictions["dev"].more[name]
+        assert np.flatnonzero(~np.isnan(values_N)).tolist() == [0, 3, 6, 9]
+        # other batches, so other sums: fp32 gradients agree to about 1e-6, and their ranks but for ties
+        np.testing.assert_allclose(values_N[[0, 3, 6, 9]], expected[[0, 3, 6, 9]], atol=1e-3)
+        assert some.record["loyalty"][name] == pytest.approx(np.nanmean(values_N))

@@ -1,0 +1,96 @@
+"""launcher/evaluate.py for every run that has not been scored as the study asks, some at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill_dist.errors import Interrupted, UserError
+from distill_dist.hub import weights_digest
+
+EVALUATE = Path(__file__).resolve().parents[2] / "launcher" / "evaluate.py"
+POLL_S = 0.2
+LIMIT_S = 24 * 3600.0  # of one evaluation
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a run is scored. ``saliency_rows``: of every split; 0: no saliency."""
+
+    splits: tuple[str, ...]
+    saliency_rows: int
+
+    def options(self) -> list[str]:
+        """For launcher/evaluate.py."""
+        saliency = ["--saliency", "--saliency-rows", str(self.saliency_rows)] if self.saliency_rows else []
+        return ["--split", ",".join(self.splits), *saliency]
+
+    def is_answered(self, run: Path) -> bool:
+        """Whether ``run`` has an evaluation of its present model with all of this."""
+        try:
+            found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+            model = found["models"]["student"]["sha256"]
+            rows = found["settings"].get("saliency_rows", 0)
+            splits = found["predictions"].keys()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        is_same = model == weights_digest(run / "model")
+        return is_same and set(self.splits) <= splits and rows == self.saliency_rows
+
+
+def evaluate_runs(
+    runs: Sequence[Path],
+    asked: Asked,
+    *,
+    parallel: int,
+    should_stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> None:
+    """Return when all have their evaluation. Raises Interrupted; UserError with the first one's words that failed."""
+    waiting = [run for run in runs if not asked.is_answered(run)]
+    running: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
+    total, failed = len(waiting), []
+    try:
+        while (waiting or running) and not should_stop():
+            while waiting and len(running) < parallel:
+                run = waiting.pop(0)
+                running[run] = (_start(run, asked), time.monotonic() + LIMIT_S)
+            for run, (process, until) in list(running.items()):
+                if process.poll() is not None:
+                    del running[run]
+                    failed += [run] if process.returncode else []
+                    what = "not scored" if process.returncode else "scored"
+                    say(f"{run}: {what} ({len(waiting) + len(running)} of {total} left)")
+                elif time.monotonic() > until:
+                    raise UserError(f"{run}: evaluate.py did not end within {LIMIT_S:.0f} s: see {_log(run)}")
+            time.sleep(POLL_S)
+    finally:
+        for process, _ in running.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its files are complete or absent
+            process.wait()
+    if should_stop() and (waiting or running):
+        raise Interrupted("asked to; the same command goes on")
+    if failed:
+        words = _log(failed[0]).read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
+        raise UserError(f"{failed[0]} could not be scored: {words[-1]} ({_log(failed[0])})")
+
+
+def _start(run: Path, asked: Asked) -> subprocess.Popen[bytes]:
+    with _log(run).open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, str(EVALUATE), str(run), *asked.options()],
+            stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+
+
+def _log(run: Path) -> Path:
+    return run / "logs" / "evaluate.out"
