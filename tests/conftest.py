@@ -71,6 +71,7 @@ PATIENT = (
     "tests/e2e/test_curriculum_confidence.py",
     "tests/e2e/test_demo.py",
     "tests/e2e/test_real_job.py",
+    "tests/e2e/test_study.py",
     "tests/multi/test_engine.py",
     "tests/multi/test_nonfinite.py",
     "tests/multi/test_routes.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import torch
 import transformers
 
 from distill_dist.assemble.models import check_tokenizer, check_vocabulary, read_teacher
+from distill_dist.assemble.signal_cache_of_run import signal_cache
 from distill_dist.assemble.teacher_pool import joined
-from distill_dist.config.pool import teachers_of
+from distill_dist.assemble.teacher_worker import computer_of
+from distill_dist.config.pool import as_only_teacher, teachers_of
 from distill_dist.config.schema import RunConfig
+from distill_dist.config.schema_teacher import TeacherConfig
 from distill_dist.data.manifest import Manifest
 from distill_dist.errors import UserError
 from distill_dist.hub import locate, weights_digest
@@ -20,6 +24,7 @@ from distill_dist.models.build import load_teacher
 from distill_dist.models.encoder import EncoderParts, encoder_parts
 from distill_dist.models.hooks import embedding_output_BLH
 from distill_dist.records import Batch
+from distill_dist.teacher.cached import CachedTeacher
 from distill_dist.teacher.local import LocalTeacher, Teacher
 
 
@@ -34,6 +39,11 @@ class EvaluatedModels:
     teacher_missing: str | None  # why there is none, where the run has one
     device: torch.device
     described: dict[str, Any]
+
+    def close(self) -> None:
+        """What the teacher computed is kept where the run keeps its signals."""
+        if self.teacher is not None:
+            self.teacher.release(timeout_s=0.0)
 
     def embeds(self) -> tuple[Any, Any] | None:
         """What gives E of student and teacher; None with several teachers, which have no embedding in common."""
@@ -66,20 +76,40 @@ def read_models(
         "teachers": [],
     }
     teachers, missing = _find_teachers(config, teacher)
-    parts = []
-    for path, weight, place in teachers:
+    parts, members = [], []
+    for number, (path, weight, place) in enumerate(teachers):
         prepared = Path(config.data.prepared)
         parts.append(read_teacher(place, manifest, prepared, device, what="teacher", value=path))
+        alone = None if teacher else as_only_teacher(config, number)
+        members.append(_member(alone, manifest, parts[-1], device))
         described["teachers"].append({"path": path, "weight": weight, "sha256": weights_digest(Path(place))})
     return EvaluatedModels(
         student=LocalTeacher(student_parts, device, is_student=True),
         student_parts=student_parts,
-        teacher=joined(config, [LocalTeacher(each, device) for each in parts]) if parts else None,
+        teacher=joined(config, members) if members else None,
         teacher_parts=tuple(parts),
         teacher_missing=missing,
         device=device,
         described=described,
     )
+
+
+def _member(
+    config: RunConfig | None, manifest: Manifest, parts: EncoderParts, device: torch.device
+) -> Teacher:
+    """One teacher; one of the run (``config``: that with it alone) reads and fills the run's cache.
+
+    Not a cache that rounds gradients: what is measured depends on no cache.
+    """
+    if config is None or not _keeps_all_bits(config.teacher):
+        return LocalTeacher(parts, device)
+    compute = computer_of(config, manifest, parts, device)
+    return CachedTeacher(compute, signal_cache(config.teacher, compute.fingerprint))
+
+
+def _keeps_all_bits(teacher: TeacherConfig) -> bool:
+    folder = teacher.cache_dir
+    return bool(folder) and os.access(folder, os.W_OK) and teacher.wire.embedding_gradients == "fp32"
 
 
 def read_student(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -64,8 +65,9 @@ def score(config: RunConfig, asked: Asked) -> Scored:
     models = read_models(config, manifest, device, student=asked.student, teacher=asked.teacher)
     _check_comparable(asked, manifest, models)
     found, predictions = {}, {}
-    for name, rows in splits.items():
-        found[name], predictions[name] = _Split(config, asked, manifest, models, rows).scored()
+    with contextlib.closing(models):
+        for name, rows in splits.items():
+            found[name], predictions[name] = _Split(config, asked, manifest, models, rows).scored()
     first = next(iter(splits))
     record = {
         "split": first,

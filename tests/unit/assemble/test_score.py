@@ -18,14 +18,15 @@ from distill_dist.assemble.evaluation_files import open_folder, write_evaluation
 from distill_dist.assemble.models import check_tokenizer, teacher_shape
 from distill_dist.assemble.score import Asked, Scored, score, vocabulary
 from distill_dist.config.load import load_config
-from distill_dist.config.schema import RunConfig, TeacherConfig
-from distill_dist.config.schema_teacher import PooledTeacher
+from distill_dist.config.schema import RunConfig
+from distill_dist.config.schema_teacher import PooledTeacher, TeacherConfig, WireConfig
 from distill_dist.data.manifest import load_manifest
 from distill_dist.data.prepare import prepare
 from distill_dist.durable import sha256_file
 from distill_dist.errors import UserError
 from distill_dist.evaluation.predictions import read_predictions
 from distill_dist.models.build import random_student
+from distill_dist.teacher.row_computer import RowComputer
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +268,26 @@ def test_saliency_of_some_rows_is_theirs_among_all(
         # other batches, so other sums: fp32 gradients agree to about 1e-6, and their ranks but for ties
         np.testing.assert_allclose(values_N[[0, 3, 6, 9]], expected[[0, 3, 6, 9]], atol=1e-3)
         assert some.record["loyalty"][name] == pytest.approx(np.nanmean(values_N))
+
+
+def test_a_runs_teacher_is_read_from_its_cache_and_says_the_same(
+    config: RunConfig, pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher = pair
+    (tmp_path / "cache").mkdir()
+    kept = replace(config, teacher=TeacherConfig(path=teacher, cache_dir=str(tmp_path / "cache")))
+    asked = Asked(student, saliency=True, resamples=10)
+    first = score(kept, asked)
+    expected = score(config, replace(asked, teacher=teacher))
+    for name, values_N in first.predictions["dev"].more.items():
+        # filled up to other rows, so other sums
+        np.testing.assert_allclose(values_N, expected.predictions["dev"].more[name], atol=1e-3)
+
+    def never(*args: Any) -> Any:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(RowComputer, "__call__", never)
+    again = score(kept, asked)
+    assert again.record == first.record
+    lossy = replace(kept, teacher=replace(kept.teacher, wire=WireConfig(embedding_gradients="int8")))
+    assert score(lossy, asked).record["loyalty"] == expected.record["loyalty"]

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distill_dist.errors import UserError
+from distill_dist.study.run import check_study
+from distill_dist.study.study_file import read_study
+from study.study_cases import STUDY, write_study
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def test_what_a_file_says(tmp_path: Path) -> None:
+    found = read_study(write_study(tmp_path))
+    assert found.arms["gkd"] == ("method=gkd", "weight.kd=0.4")
+    large, small = found.blocks
+    assert (large.config, large.arms, large.seeds) == (tmp_path / "base.yaml", ("kd", "gkd", "kd_cl"), (1, 2))
+    assert large.tune[0].grid == (("weight.kd", ("0.3", "0.6")), ("objective.temperature", ("2", "5")))
+    assert (large.tune[0].seeds, large.tune[0].used_by) == ((7, 8), ("kd", "kd_cl", "gkd"))
+    assert (large.tune[1].seeds, large.tune[1].used_by) == ((0,), ("gkd",))
+    assert (small.arms, small.tuned_as, small.tune) == (("kd", "gkd"), "large", ())
+    assert (found.splits, found.saliency_rows, found.baseline, found.split) == (
+        ("dev", "held_out"),
+        9,
+        "kd",
+        "held_out",
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("out: OUT", "outt: OUT", "outt: no such key; it takes out, teachers"),
+        ("out: OUT\n", "", "out is missing"),
+        ("  kd: {method: kd}", "  kd: [a]", "arms.kd: names with a value each"),
+        ("  kd: {method: kd}", "  ../kd: {method: kd}", "'../kd' must be letters"),
+        ("seeds: [1, 2]", "seeds: []", "blocks.large.seeds: at least one seed"),
+        ("seeds: [1, 2]", "seeds: [1, -2]", "'-2' is no whole number"),
+        ("seeds: [1, 2]", "seeds: [3, 3]", "none of them twice"),
+        ("teacher: t\n    seeds", "teacher: u\n    seeds", "'u' is none of teachers (t)"),
+        ("arms: [kd, gkd]", "arms: [kd, gdk]", "'gdk' is no arm; there are kd, gkd, kd_cl"),
+        ("arms: [kd, gkd]", "arms: [kd, kd]", "named twice"),
+        ("grid: {weight.gradient: [0.1, 1]}", "grid: {weight.gradient: 1}", "a list is needed"),
+        ("grid: {weight.gradient: [0.1, 1]}", "grid: {}", "fields with a list of values each"),
+        ("tuned_as: large", "tuned_as: small", "a block above that tunes (large)"),
+        ("baseline: kd", "baseline: pkd", "'pkd' is no arm"),
+        ("saliency_rows: 9", "saliency_rows: some", "'some' is no whole number"),
+        ("out: OUT", "out: [", "not valid YAML"),
+    ],
+)
+def test_mistakes_are_told_with_their_place(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in STUDY
+    with pytest.raises(UserError) as caught:
+        read_study(write_study(tmp_path, STUDY.replace(old, new, 1)))
+    assert said in str(caught.value)
+    assert "study.yaml" in str(caught.value)
+
+
+def test_every_run_is_checked_before_any_starts(tmp_path: Path) -> None:
+    assert len(check_study(read_study(write_study(tmp_path)))) == 1 + 8 + 2 + 6 + 2
+    wrong = STUDY.replace("method: gkd, weight.kd: 0.4", "method: gkd, weight.kd: 4")
+    with pytest.raises(UserError, match=r"(?s)large/tune-gkd/.*weight.kd = 4.0: must be 0 to 1"):
+        check_study(read_study(write_study(tmp_path, wrong)))
+    with pytest.raises(UserError, match="scores strange, which is no split of its data"):
+        check_study(read_study(write_study(tmp_path, STUDY.replace("[dev, held_out]", "[dev, strange]"))))
+
+
+def test_the_shipped_study_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    study = read_study(Path("configs/study/first_round.yaml"))
+    configs = check_study(study)
+    assert len(configs) > 90
+    for config in configs:
+        # neither the best epoch nor a weight is chosen on what is reported
+        assert config.evaluate.select_on == "tune" not in study.splits
+        assert config.data.hold_out == {"tune": 2000, "held_out": 10000}
+        assert config.data.draw_seed == 0
