@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from distill_dist.errors import UserError
@@ -182,6 +183,16 @@ class Telemetry:
         if self._writer is not None:
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, step)
+
+    def hyperparameters(self, values: dict[str, bool | float | str]) -> None:
+        """For TensorBoard's tab of them, on student 0.
+
+        Without the list of all columns, which torch's own add_hparams writes: of many runs TensorBoard would show those
+        of one. It gathers them from the runs, and so it does the metrics.
+        """
+        if self._writer is not None:
+            _, start, _ = hparams(values, {})
+            self._writer._get_file_writer().add_summary(start)
 
     def histograms(self, step: int, histograms: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
         """Tag -> (int counts [bins], edges [bins + 1]) to TensorBoard, on student 0: bins already summed by whoever

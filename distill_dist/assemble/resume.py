@@ -28,10 +28,13 @@ _FIXED = (
 
 def run_identity(config: RunConfig, manifest_hash: str) -> dict[str, Any]:
     """Everything that must be equal for a checkpoint to go on; flat, by dotted key, ready for JSON."""
-    found = {
-        key: value for key, value in _flat(asdict(config), "") if key in _FIXED or not key.startswith(_FREE)
-    }
+    found = {key: value for key, value in _flat(asdict(config), "") if is_compared(key)}
     return {**found, "prepared data": manifest_hash}
+
+
+def is_compared(key: str) -> bool:
+    """Whether the field at the dotted ``key`` changes what comes out."""
+    return key in _FIXED or not key.startswith(_FREE)
 
 
 def run_digest(identity: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import transformers
 from distill_dist.assemble.agreement import agree_on_start
 from distill_dist.assemble.build_outcome import build_outcome
 from distill_dist.assemble.build_student import build_student
+from distill_dist.assemble.hyperparameters import hyperparameters
 from distill_dist.assemble.loading import Loaded, load, start_step
 from distill_dist.assemble.meet_teacher import RELEASE_S, Met, meet_teacher
 from distill_dist.assemble.place import Place
@@ -179,7 +180,7 @@ def _telemetry(
     start: int,
     last_step: int,
 ) -> Telemetry:
-    return Telemetry(
+    telemetry = Telemetry(
         folder.tensorboard,
         terms=tuple(loaded.objective.weights),
         rank=group.rank,
@@ -193,6 +194,8 @@ def _telemetry(
         if is_pool(config)
         else (),
     )
+    telemetry.hyperparameters(hyperparameters(config))
+    return telemetry
 
 
 def _trace(config: RunConfig, folder: RunFolder, group: StudentGroup, start: int) -> tuple[Trace, ...]:
