@@ -46,6 +46,27 @@ def test_a_label_tells_where_configurations_of_a_method_differ() -> None:
     assert [group.task for group in group_runs(runs)] == ["sst2", "sst2", "sst2", "qnli"]
 
 
+def test_a_run_is_called_by_its_label_and_stands_in_its_own_table() -> None:
+    runs = [
+        run("a", label="sr", reliance={"rule": "gate"}),
+        run("b", reliance={"rule": "constant"}),
+        run("c", label="sr", reliance={"rule": "ramp"}),
+        run("d", label="sr", reliance={"rule": "ramp"}, student={"layers": 2}),
+    ]
+    runs[3].table = "small"
+    found = group_runs(runs)
+    assert [(group.task, group.label) for group in found] == [
+        ("sst2", "sr · reliance.rule=gate"), ("sst2", "kd"), ("sst2", "sr · reliance.rule=ramp"), ("small", "sr"),
+    ]  # fmt: skip
+
+
+def test_another_split_that_selects_is_another_configuration() -> None:
+    chosen = [run(name, evaluate={"select_on": name, "saliency": name == "dev"}) for name in ("dev", "tune")]
+    assert len(group_runs(chosen)) == 2
+    alike = [run(name, evaluate={"select_on": "dev", "at_end": [name]}) for name in ("a", "b")]
+    assert len(group_runs(alike)) == 1
+
+
 def test_a_long_value_shows_its_end() -> None:
     found = labels(run("a", teacher={"path": "x" * 50 + "/one"}), run("b", teacher={"path": "two"}))
     assert found[0].startswith("kd · teacher.path=…x")
