@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from e2e.conftest import TRACED, shared_memory
 from tiny import RUN_LIMIT_S, Started, World, environment, free_port, running, start, trace, wait_until
 
@@ -47,9 +49,12 @@ class Job:
 
     def left(self) -> list[tuple[str, list[str]]]:
         """(host, command) of what runs."""
-        return [
-            (host, process.cmdline()) for host in self.hosts.names for process in self.hosts.processes(host)
-        ]
+        found = []
+        for host in self.hosts.names:
+            for process in self.hosts.processes(host):
+                with contextlib.suppress(psutil.NoSuchProcess):  # it may end while it is looked at
+                    found.append((host, process.cmdline()))
+        return found
 
     def log(self, rank: int) -> str:
         """What that rank logged."""
