@@ -6,6 +6,7 @@
 # make faults  50 faults of teachers under a run, five of each of ten kinds: the same weights come out (slow)
 # make cluster jobs on a real Slurm of four nodes on this machine, as root: requeues, lost nodes, arrays; and runs by
 #              deepspeed --hostfile and torchrun over two hosts in network namespaces: cut links, names (slow)
+# make long    the tests marked `long`: variants of what make test shows (slow)
 # make worlds  runs of 4 students that go on with 2 and 3, at ZeRO 1 and 3: the same batches, the same losses (slow)
 # make lint    ruff and mypy
 # make bench   measurements (slow)
@@ -30,7 +31,7 @@ STREAMING_PIP := $(STREAMING_VENV)/bin/python -m pip --disable-pip-version-check
 
 # stdout is for results: `make demo` ends with one JSON line
 .SILENT:
-.PHONY: install demo test matrix crash faults worlds cluster lint bench bench-curriculum clean
+.PHONY: install demo test long matrix crash faults worlds cluster lint bench bench-curriculum clean
 
 install: $(INSTALLED)
 
@@ -59,6 +60,9 @@ TEST_WORKERS ?= $(shell test "$$(nproc)" -ge 2 && echo 2 || echo 0)
 # the encoder is installed by the stamp's recipe: make clean if the shared folder appears later
 test: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
+
+long: $(INSTALLED_TEST)
+	OMP_NUM_THREADS=1 DISTILL_LONG=1 $(BIN)/python -m pytest -p no:cacheprovider -m long
 
 matrix: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_WHOLE_MATRIX=1 $(BIN)/python -m pytest -p no:cacheprovider tests/multi/test_routes.py

@@ -79,6 +79,18 @@ PATIENT = (
 )
 
 
+# marker -> the switch of the make target that runs what has it
+LONG = {"whole_cluster": "DISTILL_WHOLE_CLUSTER", "long": "DISTILL_LONG"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the slow ones to `make cluster` and `make long`."""
+    closed = [marker for marker, switch in LONG.items() if os.environ.get(switch, "0") != "1"]
+    slow = [item for item in items if any(map(item.get_closest_marker, closed))]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
+
 class ProcessesApart(LoadScopeScheduling):
     """Files are dealt to workers; those that start processes and wait for them, but for PATIENT, all to one worker."""
 

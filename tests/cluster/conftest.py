@@ -1,11 +1,11 @@
 """One Slurm of three nodes and a spare, and two hosts without one, for all tests of this folder.
 
-`make test` runs the small ones; DISTILL_WHOLE_CLUSTER=1 (make cluster) those marked `whole_cluster` as well.
+`make test` runs the small ones; DISTILL_WHOLE_CLUSTER=1 (make cluster) those marked `whole_cluster` as well: see
+tests/conftest.py.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +17,6 @@ from cluster.hosts import unfit as unfit_for_hosts
 from cluster.slurm import Slurm, install_slurm, start_slurm, unfit
 
 NODES = 4
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the slow ones to `make cluster`."""
-    if os.environ.get("DISTILL_WHOLE_CLUSTER", "0") == "1":
-        return
-    slow = [item for item in items if item.get_closest_marker("whole_cluster")]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from tiny import Started, environment
 
-# what takes half an hour; a folder's conftest may leave files out by this name
-collect_ignore = [] if os.environ.get("DISTILL_KILLS") else ["test_ranks_killed.py"]
-
-# minutes of six ranks: `make faults`
-collect_ignore = [] if os.environ.get("DISTILL_FAULTS") else ["test_sharded_replicas.py"]
+# what takes half an hour, and minutes of six ranks; a folder's conftest may leave files out by this name
+_LONG_FILES = {"test_ranks_killed.py": "DISTILL_KILLS", "test_sharded_replicas.py": "DISTILL_FAULTS"}
+collect_ignore = [file for file, switch in _LONG_FILES.items() if not os.environ.get(switch)]
 TRACED = ("cluster.teachers=1", "train.trace=true", "train.checkpoint_every=10")
 
 

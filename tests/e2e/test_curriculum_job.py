@@ -55,7 +55,7 @@ def batches(run_dir: Path, students: int = 1) -> list[list[int]]:
 # ------------------------------------------------------------------ resumed
 
 
-@pytest.mark.parametrize("kind", ["served", "gkd_cls"])
+@pytest.mark.parametrize("kind", ["served", pytest.param("gkd_cls", marks=pytest.mark.long)])
 def test_a_killed_run_goes_on_as_the_undisturbed_one(
     world: World, shards: Path, tmp_path: Path, kind: str
 ) -> None:

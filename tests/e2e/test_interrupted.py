@@ -160,6 +160,7 @@ def die(started: Started, run_dir: Path, *, victim: int, at_step: int) -> None:
     assert port_is_free(started.port)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)  # four runs of 15 s and three deaths on two free cores
 def test_three_deaths_under_the_launcher_and_the_run_goes_on(world: World, reference: Reference, tmp_path):
     run_dir = tmp_path / "run"

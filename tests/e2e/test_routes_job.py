@@ -63,6 +63,7 @@ def test_zero_3_gives_the_run_of_zero_1(
     assert sum(p.numel() for p in model.parameters()) == found["student"]["parameters"]
 
 
+@pytest.mark.long
 def test_a_run_at_zero_3_stopped_and_resumed_is_the_undisturbed_one(world: World, tmp_path: Path) -> None:
     common = (*TEACHER, small_zero3(tmp_path), "train.epochs=1", "evaluate.saliency=false")
     whole, halves = tmp_path / "whole", tmp_path / "halves"

@@ -117,7 +117,7 @@ def assert_told(run_dir: Path, second: Path) -> None:
     assert f"step {STEPS}: conflict: the teachers' labels differ on" in log
 
 
-@pytest.mark.parametrize("combine", ["best", "separate"])
+@pytest.mark.parametrize("combine", [pytest.param("best", marks=pytest.mark.long), "separate"])
 def test_other_ways_of_joining(world: World, second: Path, tmp_path: Path, combine: str) -> None:
     """With the probe before the first step; other losses than the average's."""
     here, there, average = tmp_path / "here", tmp_path / "there", tmp_path / "average"
