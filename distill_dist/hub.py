@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import get_session
 
@@ -85,6 +85,13 @@ def locate_dataset(path: str, *, what: str) -> tuple[str, str]:
     if cached is None:
         raise UserError(_unreachable(path, what, reason))
     return cached, Path(cached).name  # a snapshot's folder is named by its commit
+
+
+def is_hub_model(path: str) -> bool:
+    """Whether ``path`` is known to be a model's name on the hub: no folder here, and downloaded before."""
+    if os.path.exists(path) or not HUB_NAME.fullmatch(path):
+        return False
+    return isinstance(try_to_load_from_cache(path, "config.json"), str)
 
 
 def _package_folder(path: str, what: str) -> Path:

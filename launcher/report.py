@@ -21,8 +21,8 @@ from typing import Any
 from distill_dist.command_line import launch_plain
 from distill_dist.durable import write_durable
 from distill_dist.errors import UserError
+from distill_dist.extras import require_extra
 from distill_dist.report.collect import Choice, collect
-from distill_dist.report.extra import require_extra
 from distill_dist.report.page import as_json, render
 from distill_dist.report.run_record import find_runs
 
@@ -54,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """The tables, and where the page is."""
     _check(args)
-    require_extra()
+    require_extra("report", what="the report")
     paths = find_runs(args.places)
     if args.saliency or args.rows:
         _compute_examples(paths, args)

@@ -75,7 +75,7 @@ def read_models(
         "student": {"path": student, "sha256": weights_digest(Path(folder))},
         "teachers": [],
     }
-    teachers, missing = _find_teachers(config, teacher)
+    teachers, missing = find_teachers(config, teacher)
     parts, members = [], []
     for number, (path, weight, place) in enumerate(teachers):
         prepared = Path(config.data.prepared)
@@ -121,8 +121,8 @@ def read_student(
     return encoder_parts(model.to(device))
 
 
-def _find_teachers(config: RunConfig, asked: str) -> tuple[list[tuple[str, float, str]], str | None]:
-    """((path, weight, folder) of every teacher, why there is none)."""
+def find_teachers(config: RunConfig, asked: str = "") -> tuple[list[tuple[str, float, str]], str | None]:
+    """((path, weight, folder) of every teacher, why there is none); of ``asked`` alone where it is given."""
     if asked:
         return [(asked, 1.0, locate(asked, what="teacher"))], None
     found = []

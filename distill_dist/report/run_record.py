@@ -36,6 +36,7 @@ class RunRecord:
     config: dict[str, Any]
     versions: dict[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ()  # as it was typed
+    started_in: str = ""  # the folder that its relative paths start from
     evaluation: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)  # what could not be read, one line each
     table: str = ""  # the table that it stands in, of its own; "": its task's
@@ -122,8 +123,10 @@ def read_run(path: Path, *, whole: bool = True) -> RunRecord:
     record.versions = {
         key: str(value) for key, value in read_object(path / "versions.json", problems).items()
     }
-    words = read_object(path / "command.json", problems).get("command")
+    typed = read_object(path / "command.json", problems)
+    words = typed.get("command")
     record.command = tuple(map(str, words)) if isinstance(words, list) else ()
+    record.started_in = _text(typed.get("folder"))
     record.evaluation = read_object(path / "evaluation.json", problems)
     return record
 

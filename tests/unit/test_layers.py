@@ -30,6 +30,7 @@ LAYERS = {
         "children",
         "background",
         "invocation",
+        "extras",
     ),
     1: (
         "data",
@@ -43,7 +44,7 @@ LAYERS = {
         "run_folder",
         "slurm",
     ),
-    2: ("teacher", "student", "evaluation", "report", "trace"),
+    2: ("teacher", "student", "evaluation", "report", "trace", "export"),
     3: ("trainer", "probe"),
     4: ("assemble", "sweep"),
     5: ("study", "bench"),

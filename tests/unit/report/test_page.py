@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from distill_dist.errors import UserError
-from distill_dist.report import extra
 from distill_dist.report.collect import Choice, collect
 from distill_dist.report.page import as_json, render
 from distill_dist.report.run_record import find_runs
@@ -142,10 +140,3 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert "summary.json cannot be read" in page.text
     assert tables["problems"] == 1
     assert {"sst2", "?"} == set(tables["tasks"])
-
-
-def test_without_the_extra_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    extra.require_extra()
-    monkeypatch.setattr(extra, "PACKAGES", ("jinja2", "matplotlob"))
-    with pytest.raises(UserError, match=r"needs matplotlob: pip install 'distill-dist\[report\]'"):
-        extra.require_extra()

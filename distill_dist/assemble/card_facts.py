@@ -1,0 +1,182 @@
+"""What a run's files say of its model, gathered for the card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill_dist.assemble.card_limits import limits_of
+from distill_dist.assemble.card_settings import settings_of
+from distill_dist.assemble.evaluated_models import weights_digest
+from distill_dist.config.pool import teachers_of
+from distill_dist.config.schema import RunConfig
+from distill_dist.data.manifest import Manifest, manifest_hash
+from distill_dist.data.tasks import resolve_task
+from distill_dist.export.facts import CardFacts, Measured, SplitFigures, SplitSource, TeacherFacts
+from distill_dist.export.markdown import hide_places
+from distill_dist.hub import is_hub_model
+from distill_dist.report.figures import pair
+from distill_dist.report.run_record import RunRecord, number_at, value_at
+
+Tree = Mapping[str, Any]
+_LOYALTY = ("ll", "pl")  # a split's own in summary.json, beside the student's figures
+
+
+def gather(
+    config: RunConfig,
+    run: RunRecord,
+    evaluation: Tree | None,
+    manifest: Manifest | None,
+    *,
+    name: str,
+    labels: tuple[str, ...],
+    parameters: int,
+    sha256: str,
+    teachers: Mapping[str, str],
+    lower_cases: bool,
+) -> CardFacts:
+    """The facts, but for ONNX and latency. ``evaluation`` is of this model; None: the run's own figures are taken.
+
+    ``teachers``: configured path -> folder of those that are there. ``lower_cases``: the tokenizer does.
+    """
+    folder = run.started_in
+    splits = split_figures(run, evaluation, manifest)
+    hub = _hub_source(manifest)
+    hashed = manifest_hash(manifest) if manifest is not None else None
+    known = value_at(evaluation, "data", "manifest")
+    same_rows = known in (None, hashed)
+    return CardFacts(
+        name=name,
+        task=run.task,
+        metric=resolve_task(config.data).metric,
+        columns=resolve_task(config.data).layouts[0].texts,
+        labels=labels,
+        method=config.method,
+        parameters=parameters,
+        weights_sha256=sha256,
+        max_length=config.data.max_length,
+        settings=settings_of(config, run, folder=folder),
+        splits=splits,
+        intervals=_intervals(evaluation),
+        sources=_sources(manifest, folder) if manifest is not None and same_rows else (),
+        manifest=known or hashed,
+        teachers=_teachers(config, evaluation, teachers),
+        teacher_parameters=_whole(number_at(run.summary, "teacher", "parameters")),
+        teacher_missing=len(teachers) < len(teachers_of(config)),
+        command=run.command,
+        command_folder=folder,
+        versions=run.versions,
+        limits=limits_of(
+            config,
+            manifest,
+            splits,
+            task=run.task,
+            lower_cases=lower_cases,
+            with_intervals=evaluation is not None,
+        ),
+        base_model=config.student.path if is_hub_model(config.student.path) else None,
+        dataset=hub.get("path"),
+        dataset_config=hub.get("name") or None,
+        dataset_revision=hub.get("revision"),
+    )
+
+
+def split_figures(
+    run: RunRecord, evaluation: Tree | None, manifest: Manifest | None
+) -> tuple[SplitFigures, ...]:
+    """Every split that was scored, dev first; from ``evaluation`` with intervals, else from the run's summary."""
+    if evaluation is None:
+        found = [_from_summary(run, name, manifest) for name in value_at(run.summary, "splits") or {}]
+    else:
+        found = [_from_evaluation(run, name, tree) for name, tree in evaluation["splits"].items()]
+    return tuple(sorted(found, key=lambda split: (split.name != "dev", split.name)))
+
+
+def _from_evaluation(run: RunRecord, name: str, tree: Tree) -> SplitFigures:
+    def of(*path: str) -> dict[str, Measured]:
+        values, limits = value_at(tree, *path) or {}, value_at(tree, "intervals", *path) or {}
+        return {
+            key: Measured(float(value), pair(limits.get(key)))
+            for key, value in values.items()
+            if isinstance(value, int | float)
+        }
+
+    loyalty = of("loyalty")
+    if (
+        name == "dev" and loyalty
+    ):  # measured at the end of every run, by evaluate.py only where it was asked to
+        loyalty = {**_numbers(value_at(run.summary, "loyalty")), **loyalty}
+    classes = {
+        each: of("per_class", "student", each) for each in value_at(tree, "per_class", "student") or {}
+    }
+    return SplitFigures(name, tree["rows"], of("student"), of("teacher"), loyalty, classes)
+
+
+def _from_summary(run: RunRecord, name: str, manifest: Manifest | None) -> SplitFigures:
+    student = _numbers(value_at(run.summary, "splits", name))
+    loyalty = {key: student.pop(key) for key in _LOYALTY if key in student}
+    teacher: dict[str, Measured] = {}
+    if name == "dev":
+        loyalty |= _numbers(value_at(run.summary, "loyalty"))
+        of_teacher = _numbers(value_at(run.summary, "teacher"))
+        teacher = {key: value for key, value in of_teacher.items() if key in student}
+    rows = manifest.splits[name].rows if manifest is not None and name in manifest.splits else None
+    return SplitFigures(name, rows, student, teacher, loyalty, {})
+
+
+def _numbers(tree: Any) -> dict[str, Measured]:
+    found = {} if not isinstance(tree, dict) else {key: number_at(tree, key) for key in tree}
+    return {key: Measured(value) for key, value in found.items() if value is not None}
+
+
+def _intervals(evaluation: Tree | None) -> str | None:
+    settings = value_at(evaluation, "settings")
+    if settings is None:
+        return None
+    return (
+        f"{settings['confidence']:.0%} intervals over rows ({settings['intervals']} bootstrap, "
+        f"{settings['resamples']} draws)"
+    )
+
+
+def _teachers(
+    config: RunConfig, evaluation: Tree | None, folders: Mapping[str, str]
+) -> tuple[TeacherFacts, ...]:
+    scored = {each["path"]: each["sha256"] for each in value_at(evaluation, "models", "teachers") or []}
+    found = []
+    for teacher in teachers_of(config):
+        digest = scored.get(teacher.path)
+        if digest is None and teacher.path in folders:
+            digest = weights_digest(folders[teacher.path])
+        found.append(TeacherFacts(teacher.path, digest))
+    return tuple(found)
+
+
+def _sources(manifest: Manifest, folder: str) -> tuple[SplitSource, ...]:
+    return tuple(
+        SplitSource(name, split.rows, split.tokens, split.truncated, _origin(manifest, name, folder))
+        for name, split in manifest.splits.items()
+    )
+
+
+def _origin(manifest: Manifest, split: str, folder: str) -> str:
+    identity = manifest.request["splits"].get(split, {})
+    if "generator" in identity:
+        return f"generated by distill-dist (synthetic_nli, seed {identity['generator']['seed']})"
+    if "file" in identity:
+        file = hide_places(identity["file"], folder=folder)
+        return f"{file} ({manifest.request['source']}), sha256 {identity['sha256']}"
+    if "path" in identity:
+        name = f", {identity['name']}" if identity.get("name") else ""
+        return f"hub: {identity['path']}{name}, split {identity['split']}, revision {identity['revision']}"
+    return f"a folder in the hub's layout, split {identity.get('split')}, sha256 {identity.get('files')}"
+
+
+def _hub_source(manifest: Manifest | None) -> dict[str, str]:
+    """`path`, `name`, `revision` of the hub's data set that train is from; {} where it is from elsewhere."""
+    identity = {} if manifest is None else manifest.request["splits"].get("train", {})
+    return identity if "path" in identity and "revision" in identity else {}
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
