@@ -6,7 +6,10 @@ transformers changed their interface between 5.17 and 5.24; for these families t
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +81,9 @@ def quantize_int8(path: Path, out: Path) -> None:
     # here, because the package is an extra
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    # It writes a copy beside the model in C++, which says nothing when the disk is full, and reads that back.
+    if shutil.disk_usage(out.parent).free < 2 * path.stat().st_size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
     with _quiet():
         quantize_dynamic(path, out, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
 

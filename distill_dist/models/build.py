@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from distill_dist.errors import UserError
 from distill_dist.models.copy_weights import copy_into_distilbert, copy_into_electra, copy_into_same
-from distill_dist.models.encoder import encoder_parts
+from distill_dist.models.encoder import EncoderParts, encoder_parts
 from distill_dist.models.layer_map import copied_layers
 
 
@@ -148,6 +148,11 @@ def set_attention(model: Any, attention: str) -> None:
             switch(False)
     if model.config._attn_implementation != implementation:  # DeBERTa warns of any call, even of eager
         model.set_attn_implementation(implementation)
+
+
+def use_own_kernel(parts: EncoderParts) -> None:
+    """The kernel that `from_pretrained` takes by itself: the fast one where the family has one."""
+    set_attention(parts.model, parts.attention_kernels[-1])
 
 
 # These hold on the CPU too. None of these kernels has a second derivative (FACTS).
