@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -244,7 +245,7 @@ def _latency(found: LatencyTable) -> str:
             timing = each.timings[size]
             row += [f"{timing.median_ms:.2f}", f"{timing.p95_ms:.2f}", f"{timing.rows_per_s:.0f}"]
         rows.append(row)
-    return f"{table(header, rows)}\n\n{one_line(conditions(found)).replace('|', ' ')}"
+    return f"{table(header, rows)}\n\n{conditions(replace(found, processor=code(found.processor)))}"
 
 
 def _onnx(found: OnnxFacts, metric: str) -> str:
@@ -270,7 +271,7 @@ def _onnx(found: OnnxFacts, metric: str) -> str:
         f"{found.largest_difference:.2g}, where {found.tolerance:.2g} was allowed (8 times PyTorch's own fp32 rounding "
         "on these rows). The int8 file has int8 weights, and activations that are quantized as they come: its numbers "
         "are others, as the table says. Rows and lengths are free; the inputs are the tokenizer's. Made with "
-        + ", ".join(f"{name} {code(version)}" for name, version in found.versions.items())
+        + _versions(found.versions)
         + "."
     )
 
@@ -290,4 +291,4 @@ def _command(facts: CardFacts) -> str:
 def _versions(versions: Mapping[str, str]) -> str:
     if not versions:
         return "Not recorded."
-    return ", ".join(f"{one_line(name)} {code(value)}" for name, value in versions.items())
+    return ", ".join(code(f"{name} {value}") for name, value in versions.items())
