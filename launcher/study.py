@@ -15,7 +15,7 @@ from typing import Any
 
 from distill_dist.command_line import launch_plain
 from distill_dist.errors import UserError
-from distill_dist.report.extra import require_extra
+from distill_dist.extras import require_extra
 from distill_dist.stop_signal import StopSignal
 from distill_dist.study.run import Running, check_study, claimed
 from distill_dist.study.study_file import read_study
@@ -39,7 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """The tables, what was chosen, and the hours that it took."""
     stop = StopSignal()
-    require_extra()
+    require_extra("report", what="the report")
     if args.parallel < 1:
         raise UserError(f"--parallel {args.parallel}: at least 1")
     study = read_study(args.study)

@@ -66,15 +66,15 @@ def _figures(config: RunConfig, splits: tuple[SplitFigures, ...]) -> Iterator[st
         error = math.sqrt(accuracy.value * (1 - accuracy.value) / split.rows)
         rows = f"{split.rows:,} rows of {code(split.name)}"
         yield f"{rows} leave a standard error of {100 * error:.1f} points of accuracy."
-    several = config.train.epochs > 1
-    chosen = f"the best of up to {config.train.epochs} epochs was chosen by them, and " if several else ""
-    others = [split.name for split in splits if split.name != "dev"]
-    told = (
-        "no other rows were scored"
-        if not others
-        else f"{', '.join(map(code, others))} chose nothing inside the run"
+    by = config.evaluate.select_on
+    chosen = (
+        f"the best of up to {config.train.epochs} epochs was chosen by them, and "
+        if config.train.epochs > 1
+        else ""
     )
-    yield f"Figures on dev are optimistic: {chosen}settings may have been; {told}."
+    others = ", ".join(code(split.name) for split in splits if split.name != by)
+    told = f"{others} chose nothing inside the run" if others else "no other rows were scored"
+    yield f"Figures on {code(by)} are optimistic: {chosen}settings may have been; {told}."
 
 
 def _training(config: RunConfig) -> Iterator[str]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_dist.assemble.evaluated_models import weights_digest
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import Manifest, load_manifest
 from distill_dist.errors import UserError
+from distill_dist.hub import weights_digest
 from distill_dist.report.run_record import RunRecord, read_run, value_at
 from distill_dist.run_folder import BEST
 
@@ -52,7 +52,7 @@ def has_evaluation(run: RunRecord) -> bool:
     """Whether the run's evaluation.json is of these weights."""
     scored = value_at(run.evaluation, "models", "student", "sha256")
     splits = value_at(run.evaluation, "splits")
-    return bool(splits) and scored == weights_digest(str(run.path / "model"))
+    return bool(splits) and scored == weights_digest(run.path / "model")
 
 
 def prepared_rows(config: RunConfig, *, needed_by: Sequence[str]) -> Manifest | None:

@@ -9,7 +9,11 @@ from pathlib import Path
 from tiny import Started, environment
 
 # what takes half an hour, and minutes of six ranks; a folder's conftest may leave files out by this name
-_LONG_FILES = {"test_ranks_killed.py": "DISTILL_KILLS", "test_sharded_replicas.py": "DISTILL_FAULTS"}
+_LONG_FILES = {
+    "test_ranks_killed.py": "DISTILL_KILLS",
+    "test_sharded_replicas.py": "DISTILL_FAULTS",
+    "test_export_installed.py": "DISTILL_WHOLE_EXPORT",
+}
 collect_ignore = [file for file, switch in _LONG_FILES.items() if not os.environ.get(switch)]
 TRACED = ("cluster.teachers=1", "train.trace=true", "train.checkpoint_every=10")
 
