@@ -8,6 +8,7 @@
 #              deepspeed --hostfile and torchrun over two hosts in network namespaces: cut links, names (slow)
 # make long    the tests marked `long`: variants of what make test shows (slow)
 # make worlds  runs of 4 students that go on with 2 and 3, at ZeRO 1 and 3: the same batches, the same losses (slow)
+# make export  every family of students as ONNX; exported models in an environment that is installed anew (slow)
 # make lint    ruff and mypy
 # make bench   measurements (slow)
 # make bench-curriculum   the curriculum at 1e7 to 1e9 rows against Mosaic Streaming and DeepSpeed (slow, 30 GB of disk)
@@ -31,7 +32,7 @@ STREAMING_PIP := $(STREAMING_VENV)/bin/python -m pip --disable-pip-version-check
 
 # stdout is for results: `make demo` ends with one JSON line
 .SILENT:
-.PHONY: install demo test long matrix crash faults worlds cluster lint bench bench-curriculum clean
+.PHONY: install demo test long matrix crash faults worlds cluster export lint bench bench-curriculum clean
 
 install: $(INSTALLED)
 
@@ -85,6 +86,10 @@ worlds: $(INSTALLED_TEST)
 # Slurm, sshd and pdsh are installed by apt where they are missing; their daemons end with the tests
 cluster: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_WHOLE_CLUSTER=1 $(BIN)/python -m pytest -p no:cacheprovider tests/cluster
+
+export: $(INSTALLED_TEST)
+	OMP_NUM_THREADS=1 DISTILL_WHOLE_EXPORT=1 $(BIN)/python -m pytest -s -p no:cacheprovider \
+		tests/unit/export tests/e2e/test_export.py tests/e2e/test_export_installed.py
 
 lint: $(INSTALLED_LINT)
 	$(BIN)/ruff check .

@@ -178,3 +178,12 @@ def test_a_name_that_no_file_can_have_is_one_message(find, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"data.path 'xxx.* is no folder here"):
         find("x" * 300, what="data.path")
+
+
+def test_a_name_of_the_hub_is_one_that_was_downloaded(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(cache, "models--owner--known", ["config.json"])
+    (tmp_path / "owner" / "folder").mkdir(parents=True)
+    fill(cache, "models--owner--folder", ["config.json"])
+    names = ("owner/known", "owner/unknown", "owner/folder", "pkg://package/folder", "runs/x/model", "")
+    assert [name for name in names if hub.is_hub_model(name)] == ["owner/known"]

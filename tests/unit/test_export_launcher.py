@@ -1,0 +1,69 @@
+"""What `launcher/export.py` refuses before torch is imported, and with which exit code."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from distill_dist.command_line import launch
+from distill_dist.extras import EXTRAS
+
+PATH = Path(__file__).parents[2] / "launcher" / "export.py"
+
+
+@pytest.fixture(scope="module")
+def launcher() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("export_launcher", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder as far as it is looked at."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("data: {prepared: p}\n", encoding="utf-8")
+    return tmp_path / "run"
+
+
+def said(launcher: ModuleType, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Its one message, with exit code 2."""
+    with pytest.raises(SystemExit) as ended:
+        launch(
+            launcher.main,
+            description="",
+            flags=launcher.add_flags,
+            need="evaluate",
+            config_path=launcher.config_of_run,
+            folder="the run's folder",
+            argv=words,
+        )
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    return err
+
+
+def test_wrong_words(launcher: ModuleType, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "give --out FOLDER" in said(launcher, capsys, str(run))
+    assert "--rounds 0: must be 1 to 1000" in said(launcher, capsys, str(run), "--out", "x", "--rounds", "0")
+    assert "nowhere has no config.yaml: give the run_dir" in said(
+        launcher, capsys, str(run.parent / "nowhere"), "--out", "x"
+    )
+    assert "is not done, its state is `unknown`" in said(launcher, capsys, str(run), "--out", "x")
+    assert "the following arguments are required: DIR" in said(launcher, capsys)
+
+
+def test_without_the_extra(
+    launcher: ModuleType, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EXTRAS, "onnx", ("onnx", "oonxruntime"))
+    told = said(launcher, capsys, str(run), "--out", "x", "--onnx")
+    assert "--onnx needs oonxruntime: pip install 'distill-dist[onnx]'" in told
