@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -51,11 +52,11 @@ def write_onnx(config: RunConfig, manifest: Manifest, student: EncoderParts, fol
         tolerance=agreement.tolerance,
         dev_rows=dev.num_rows,
         dev_difference=float(np.abs(ours - theirs).max()),
-        dev=values_of(task_summed(ours, dev.labels, metric=manifest.metric)),
+        dev=_figures(ours, dev, manifest),
         agreement=_same_labels(ours, theirs),
         int8_file=f"{FOLDER}/{INT8}",
         int8_difference=float(np.abs(rounded - theirs).max()),
-        int8=values_of(task_summed(rounded, dev.labels, metric=manifest.metric)),
+        int8=_figures(rounded, dev, manifest),
         int8_agreement=_same_labels(rounded, theirs),
         versions={package: metadata.version(package) for package in ("torch", *EXTRAS["onnx"])},
     )
@@ -86,6 +87,12 @@ def _logits_NC(
         for batch in batches:
             found[batch.ids_B.numpy()] = run(batch).numpy()
     return found
+
+
+def _figures(logits_NC: Floats, dev: PreparedSplit, manifest: Manifest) -> dict[str, float]:
+    """Those that have a value on these rows: F1 has none without any row of class 1."""
+    found = values_of(task_summed(logits_NC, dev.labels, metric=manifest.metric))
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _same_labels(left_NC: Floats, right_NC: Floats) -> float:

@@ -225,6 +225,10 @@ def _cell(split: SplitFigures, who: str, name: str) -> str:
     return _number(found[name]) if name in found else ""
 
 
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
 def _number(measured: Measured) -> str:
     if measured.interval is None:
         return f"{measured.value:.3f}"
@@ -239,8 +243,7 @@ def _latency(found: LatencyTable) -> str:
         header += [f"batch {size}: median ms", "p95 ms", "rows/s"]
     rows = []
     for each in found.contenders:
-        accuracy = "" if each.accuracy is None else f"{each.accuracy:.3f}"
-        row = [each.name, f"{each.bytes / 1e6:.2f}", f"{each.parameters:,}", accuracy]
+        row = [each.name, f"{each.bytes / 1e6:.2f}", f"{each.parameters:,}", _plain(each.accuracy)]
         for size in sizes:
             timing = each.timings[size]
             row += [f"{timing.median_ms:.2f}", f"{timing.p95_ms:.2f}", f"{timing.rows_per_s:.0f}"]
@@ -253,13 +256,13 @@ def _onnx(found: OnnxFacts, metric: str) -> str:
     rows = [
         (
             f"`{found.file}`",
-            f"{found.dev[metric]:.3f}",
+            _plain(found.dev.get(metric)),
             f"{found.agreement:.4f}",
             f"{found.dev_difference:.2g}",
         ),
         (
             f"`{found.int8_file}`",
-            f"{found.int8[metric]:.3f}",
+            _plain(found.int8.get(metric)),
             f"{found.int8_agreement:.4f}",
             f"{found.int8_difference:.2g}",
         ),

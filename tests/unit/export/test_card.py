@@ -121,6 +121,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert card.text.count("Not recorded.") == 2
     gone = saved(tmp_path, facts(intervals=None, teacher_missing=True, splits=(replace(DEV, teacher={}),)))
     assert "without intervals" in gone.text
+    assert "| `onnx/model.onnx` |  | 1.0000 |" in saved(tmp_path, facts(onnx=replace(ONNX, dev={}))).text
     assert "not at hand when this was exported" in gone.text
 
 
