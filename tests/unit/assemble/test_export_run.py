@@ -170,6 +170,7 @@ def test_onnx_and_latency(
         > lines["student"]["parameters"]
         == lines["student, int8"]["parameters"]
     )
+    assert lines["teacher"]["bytes"] == (tmp_path / "teacher" / "model" / "model.safetensors").stat().st_size
     assert lines["student, int8"]["bytes"] == found["files"]["onnx/model_int8.onnx"]
     assert lines["teacher"]["accuracy"] == found["splits"]["dev"]["teacher"]["accuracy"]["value"]
     assert latency["rows"] == {1: 10, 32: 32}, "a small split's rows come again"

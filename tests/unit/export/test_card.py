@@ -47,7 +47,8 @@ def test_front_matter_and_sections(tmp_path: Path) -> None:
     assert "0.910 (0.890 to 0.930)" in card.text
     assert "0.960 (0.950 to 0.970)" in card.text
     assert "22,700,000 parameters" in card.text
-    assert "deepspeed --num_gpus 3 launcher/train.py" in card.text
+    command = "deepspeed --num_gpus 3 launcher/train.py --config configs/a.yaml 'run_dir=…/x/y'"
+    assert command in card.text
     assert "/home" not in card.content
     assert "ann" not in card.content.split()
 
