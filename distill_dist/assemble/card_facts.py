@@ -101,15 +101,16 @@ def _from_evaluation(run: RunRecord, name: str, tree: Tree) -> SplitFigures:
             if isinstance(value, int | float)
         }
 
-    loyalty = of("loyalty")
+    student, teacher, loyalty = of("student"), of("teacher"), of("loyalty")
     if (
-        name == "dev" and loyalty
-    ):  # measured at the end of every run, by evaluate.py only where it was asked to
+        name == "dev"
+    ):  # what only the run itself measured: with a teacher that is gone, saliency that was not asked for
+        teacher = {**_of_teacher(run, student), **teacher}
         loyalty = {**_numbers(value_at(run.summary, "loyalty")), **loyalty}
     classes = {
         each: of("per_class", "student", each) for each in value_at(tree, "per_class", "student") or {}
     }
-    return SplitFigures(name, tree["rows"], of("student"), of("teacher"), loyalty, classes)
+    return SplitFigures(name, tree["rows"], student, teacher, loyalty, classes)
 
 
 def _from_summary(run: RunRecord, name: str, manifest: Manifest | None) -> SplitFigures:
@@ -118,10 +119,15 @@ def _from_summary(run: RunRecord, name: str, manifest: Manifest | None) -> Split
     teacher: dict[str, Measured] = {}
     if name == "dev":
         loyalty |= _numbers(value_at(run.summary, "loyalty"))
-        of_teacher = _numbers(value_at(run.summary, "teacher"))
-        teacher = {key: value for key, value in of_teacher.items() if key in student}
+        teacher = _of_teacher(run, student)
     rows = manifest.splits[name].rows if manifest is not None and name in manifest.splits else None
     return SplitFigures(name, rows, student, teacher, loyalty, {})
+
+
+def _of_teacher(run: RunRecord, student: Mapping[str, Measured]) -> dict[str, Measured]:
+    """On dev, at the end of the run: the figures that the student has as well."""
+    found = _numbers(value_at(run.summary, "teacher"))
+    return {key: value for key, value in found.items() if key in student}
 
 
 def _numbers(tree: Any) -> dict[str, Measured]:

@@ -46,7 +46,7 @@ def export_run(config: RunConfig, asked: ExportAsked) -> dict[str, Any]:
     transformers.logging.disable_progress_bar()
     run = finished_run(asked.run)
     best = noted_best(run.path / "model")
-    manifest = prepared_rows(config, needed_by=_needs_rows(asked, run))
+    manifest = prepared_rows(config, needed_by=_needs_rows(config, asked, run))
     with new_folder(asked.out) as folder:
         copy_model(run.path / "model", folder, sha256=best["sha256"])
         facts = _Export(config, asked, run, manifest, folder).facts(best)
@@ -61,8 +61,8 @@ def export_run(config: RunConfig, asked: ExportAsked) -> dict[str, Any]:
     return {"export": str(asked.out), "files": files, **record}
 
 
-def _needs_rows(asked: ExportAsked, run: RunRecord) -> list[str]:
-    scores = asked.evaluate and not has_evaluation(run)
+def _needs_rows(config: RunConfig, asked: ExportAsked, run: RunRecord) -> list[str]:
+    scores = asked.evaluate and not has_evaluation(config, run)
     needs = {
         "scoring (--no-evaluate leaves it out)": scores,
         "--onnx": asked.onnx,
@@ -106,10 +106,10 @@ class _Export:
 
     def _evaluation(self, *, teacher_is_there: bool) -> dict[str, Any] | None:
         """evaluation.json where it is of this model, else what evaluate.py would find; None: neither."""
-        if has_evaluation(self.run):
+        if has_evaluation(self.config, self.run):
             return self.run.evaluation
         path = self.run.path
-        kind = "is of another model" if self.run.evaluation else "is not there"
+        kind = "is of another model or teacher" if self.run.evaluation else "is not there"
         remedy = f"python launcher/evaluate.py {path} --saliency"
         if not self.asked.evaluate:
             _say(f"{path}/evaluation.json {kind}: the card has no intervals ({remedy} makes them)")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_dist.config.pool import teachers_of
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import Manifest, load_manifest
 from distill_dist.errors import UserError
@@ -48,11 +49,13 @@ def noted_best(model: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def has_evaluation(run: RunRecord) -> bool:
-    """Whether the run's evaluation.json is of these weights."""
+def has_evaluation(config: RunConfig, run: RunRecord) -> bool:
+    """Whether the run's evaluation.json is of these weights, and against no other teacher than the run's own."""
     scored = value_at(run.evaluation, "models", "student", "sha256")
+    teachers = [each["path"] for each in value_at(run.evaluation, "models", "teachers") or []]
+    own = [teacher.path for teacher in teachers_of(config)]
     splits = value_at(run.evaluation, "splits")
-    return bool(splits) and scored == weights_digest(run.path / "model")
+    return bool(splits) and teachers in ([], own) and scored == weights_digest(run.path / "model")
 
 
 def prepared_rows(config: RunConfig, *, needed_by: Sequence[str]) -> Manifest | None:

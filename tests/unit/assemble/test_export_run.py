@@ -119,7 +119,23 @@ def test_an_evaluation_of_this_model_is_taken_and_another_is_not(
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     export_run(config, ExportAsked(folder, tmp_path / "out"))
     assert "1000 draws" in card_of(tmp_path / "out").text
-    assert "is of another model: scoring now" in capsys.readouterr().err
+    assert "is of another model or teacher: scoring now" in capsys.readouterr().err
+    write_evaluation(
+        folder, score(config, Asked(str(folder / "model"), str(folder / "model"), resamples=123))
+    )
+    export_run(config, ExportAsked(folder, tmp_path / "out"))
+    assert "1000 draws" in card_of(tmp_path / "out").text, "against itself, and not its teacher"
+
+
+def test_with_a_teacher_that_is_gone_its_figures_are_the_runs_own(
+    run: tuple[Path, RunConfig], tmp_path: Path
+) -> None:
+    folder, config = run
+    shutil.rmtree(tmp_path / "teacher")
+    dev = export_run(config, ExportAsked(folder, tmp_path / "out"))["splits"]["dev"]
+    assert dev["student"]["accuracy"]["interval"] is not None
+    assert dev["teacher"]["accuracy"] == {"value": 0.75, "interval": None}
+    assert dev["loyalty"]["sl_spearman_norm"] == {"value": 0.5, "interval": None}
 
 
 def test_in_a_hurry_there_are_no_intervals(
