@@ -16,7 +16,6 @@ from tiny import World, last_json, launch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 LABELS = ["entailment", "neutral", "contradiction"]
-MAX_LENGTH = 64  # of the tiny world
 PAIRS = [
     ["anna is taller than bob", "bob is taller than anna"],
     ["every dog sleeps", "no dog sleeps and no cat sleeps"],
@@ -65,12 +64,12 @@ def check_elsewhere(python: Path, exported: Exported, folder: Path) -> None:
     own model: the same logits to the last bit, where torch and transformers are the same."""
     said = _ask(python, exported, folder)
     assert said["distill_dist"] is False
-    assert (said["labels"], said["max_length"]) == (LABELS, MAX_LENGTH)
+    assert (said["labels"], said["max_length"]) == (LABELS, exported.line["max_length"])
     assert "'label'" in said["printed"], "the card's own program"
     same = said["versions"] == [torch.__version__, transformers.__version__]
     print(f"\nelsewhere: torch, transformers {said['versions']}{'' if same else ', others than here'}")
     for texts, theirs, labelled in zip(TEXTS, said["logits"], said["said"], strict=True):
-        ours = _logits(exported.run_dir / "model", texts)
+        ours = _logits(exported.run_dir / "model", texts, exported.line["max_length"])
         assert len({tuple(row) for row in ours.tolist()}) == len(texts), "rows that no bug could confuse"
         # another version may add in another order: fp32 over a few layers
         tolerance = {"rtol": 0, "atol": 0} if same else {"rtol": 1e-5, "atol": 1e-5}
@@ -96,12 +95,12 @@ def _ask(python: Path, exported: Exported, folder: Path) -> dict[str, Any]:
     return found
 
 
-def _logits(model: Path, texts: list[list[str]]) -> torch.Tensor:
+def _logits(model: Path, texts: list[list[str]], max_length: int) -> torch.Tensor:
     """Of the run's own model, cut to what it was trained with."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     columns = [list(column) for column in zip(*texts, strict=True)]
-    inputs = tokenizer(*columns, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
-    assert inputs["input_ids"].shape[1] == MAX_LENGTH, "no text is too long"
+    inputs = tokenizer(*columns, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    assert inputs["input_ids"].shape[1] == max_length, "no text is too long"
     with torch.no_grad():
         logits: torch.Tensor = AutoModelForSequenceClassification.from_pretrained(model)(**inputs).logits
     return logits

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from tiny import REPOSITORY, World
+from tiny import REPOSITORY
+from unit.assemble.export_cases import prepare_pairs, write_run
 
+from distill_dist.assemble.export_run import ExportAsked, export_run
 from e2e.conftest import Reference
-from e2e.exports import Exported, check_elsewhere, export, export_projected
+from e2e.exports import Exported, check_elsewhere, export
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a session also waits for its fixtures
 
@@ -40,8 +42,20 @@ def test_a_student_as_wide_as_its_teacher(python: Path, as_wide: Exported, tmp_p
     check_elsewhere(python, as_wide, tmp_path)
 
 
-def test_a_student_with_a_projection(python: Path, world: World, tmp_path: Path) -> None:
-    check_elsewhere(python, export_projected(world, tmp_path), tmp_path)
+def test_a_student_with_a_projection(python: Path, tmp_path: Path) -> None:
+    """Half as wide as its teacher, behind the teacher's embedding; not trained (`make export` has one that was)."""
+    (tmp_path / "rows").mkdir()
+    shape = ("hidden_size=8", "num_hidden_layers=2", "num_attention_heads=2", "intermediate_size=16")
+    electra = (
+        "student.architecture=electra",
+        "student.layers=null",
+        *(f"student.shape.{each}" for each in shape),
+    )
+    config = write_run(tmp_path / "run", prepare_pairs(tmp_path / "rows"), *electra)
+    line = export_run(config, ExportAsked(tmp_path / "run", tmp_path / "student"))
+    found = json.loads((tmp_path / "student" / "config.json").read_text(encoding="utf-8"))
+    assert (found["model_type"], found["embedding_size"], found["hidden_size"]) == ("electra", 16, 8)
+    check_elsewhere(python, Exported(tmp_path / "run", tmp_path / "student", line), tmp_path)
 
 
 def test_what_the_launcher_says(as_wide: Exported) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from distill_dist.assemble.models import build_student
 from distill_dist.config.load import dump_config, load_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import TOKENIZER_FOLDER, load_manifest
@@ -47,18 +48,20 @@ def _prepared(arguments: list[str], folder: Path) -> list[str]:
     return arguments
 
 
-def write_run(folder: Path, data: list[str], *more: str, method: str = "kd", seed: int = 0) -> RunConfig:
-    """A run of ``data`` that is done, with a teacher beside it."""
+def write_run(folder: Path, data: list[str], *more: str, method: str = "kd") -> RunConfig:
+    """A run of ``data`` that is done, with a teacher of 2 layers beside it; its student was never trained."""
     teacher = folder.parent / "teacher" / "model"
     arguments = [
         *data, f"method={method}", f"run_dir={folder}", f"teacher.path={teacher}", f"student.path={teacher}",
         "student.layers=1", "cluster.device=cpu", "cluster.threads=1", *more,
     ]  # fmt: skip
     config = load_config(None, arguments, need="evaluate")
-    if not teacher.exists():
-        _export(RunFolder(teacher.parent), config, layers=2, seed=100)
-    run = RunFolder(folder)
-    best = _export(run, config, layers=1, seed=seed)
+    prepared = Path(config.data.prepared)
+    with torch.random.fork_rng():
+        if not teacher.exists():
+            _export(RunFolder(teacher.parent), _teacher(prepared), prepared)
+        student = build_student(config, load_manifest(prepared)).model
+    best = _export(RunFolder(folder), student, prepared)
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     scores = {"accuracy": 0.5, "loss": 1.0, "ece": 0.1, "ll": 0.6, "pl": 0.7}
     _write(folder / "summary.json", {
@@ -75,18 +78,19 @@ def write_run(folder: Path, data: list[str], *more: str, method: str = "kd", see
     return config
 
 
-def _export(run: RunFolder, config: RunConfig, *, layers: int, seed: int) -> dict[str, Any]:
-    prepared = Path(config.data.prepared)
+def _teacher(prepared: Path) -> Any:
     manifest = load_manifest(prepared)
-    shape = {"model_type": "bert", "num_hidden_layers": layers, "hidden_size": 16, "num_attention_heads": 2}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = random_student(
-            {**shape, "intermediate_size": 32, "initializer_range": 0.3, "max_position_embeddings": 32},
-            vocab_size=manifest.vocab_size,
-            pad_token_id=manifest.pad_token_id,
-            labels=manifest.labels,
-        )
+    shape = {"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2}
+    torch.manual_seed(100)
+    return random_student(
+        {**shape, "intermediate_size": 32, "initializer_range": 0.3, "max_position_embeddings": 32},
+        vocab_size=manifest.vocab_size,
+        pad_token_id=manifest.pad_token_id,
+        labels=manifest.labels,
+    )
+
+
+def _export(run: RunFolder, model: Any, prepared: Path) -> dict[str, Any]:
     best = {"step": 7, "value": 0.5}
     return run.export(model, model.state_dict(), prepared / TOKENIZER_FOLDER, best=best)
 
