@@ -25,7 +25,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -217,16 +217,21 @@ class RunFolder:
             _log.warning("the verdict `%s` cannot be written: %s", state, error)
 
     def export(
-        self, model: Any, weights: dict[str, Any], tokenizer_folder: Path, *, best: dict[str, Any]
+        self,
+        model: Any,
+        weights: dict[str, Any],
+        save_tokenizer: Callable[[Path], None],
+        *,
+        best: dict[str, Any],
     ) -> dict[str, Any]:
         """``weights`` in the shape of ``model`` and its tokenizer, as a Hugging Face folder, in one step.
 
+        ``save_tokenizer`` writes the tokenizer's files into a folder.
         ``best`` ("step", "value") and the checksum of the weights stand in it as well, and are returned.
         """
         with durable_folder(self.model) as temporary:
             model.save_pretrained(temporary, state_dict=dict(weights))  # which empties it
-            for file in tokenizer_folder.iterdir():
-                (temporary / file.name).write_bytes(file.read_bytes())
+            save_tokenizer(temporary)
             record = {**best, "sha256": sha256_file(temporary / "model.safetensors")}
             write_json(temporary / BEST, record)
         return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from distill_dist import checkpoint
@@ -18,6 +19,7 @@ from distill_dist.comm.students import StudentGroup
 from distill_dist.config.schema import RunConfig
 from distill_dist.engine import Engine
 from distill_dist.evaluation.split import LOGITS, SplitScorer
+from distill_dist.models.tokenizer import save_tokenizer
 from distill_dist.run_folder import RunFolder
 from distill_dist.teacher.identity import Identity
 from distill_dist.teacher.local import LocalTeacher, Teacher
@@ -55,7 +57,12 @@ def build_outcome(
         group=group,
         telemetry=telemetry,
         folder=folder,
-        tokenizer=loaded.tokenizer,
+        save_tokenizer=functools.partial(
+            save_tokenizer,
+            loaded.tokenizer,
+            max_length=config.data.max_length,
+            takes_token_types=loaded.student.takes_token_types,
+        ),
         identity=loaded.identity,
         alignment=alignment,
         best=loaded.best,

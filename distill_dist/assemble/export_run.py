@@ -21,10 +21,11 @@ from distill_dist.data.manifest import Manifest
 from distill_dist.export.card import CARD, model_card
 from distill_dist.export.facts import CardFacts
 from distill_dist.export.latency import as_text
-from distill_dist.export.model_files import WEIGHTS, copy_model, save_tokenizer
+from distill_dist.export.model_files import WEIGHTS, copy_model
 from distill_dist.export.place import new_folder, sizes, write_record
 from distill_dist.models.build import load_classifier, use_own_kernel
 from distill_dist.models.encoder import EncoderParts, encoder_parts
+from distill_dist.models.tokenizer import save_tokenizer
 from distill_dist.report.run_record import RunRecord, value_at
 
 

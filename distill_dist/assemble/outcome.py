@@ -50,7 +50,7 @@ class Outcome:
     group: StudentGroup
     telemetry: Telemetry
     folder: RunFolder
-    tokenizer: Path
+    save_tokenizer: Callable[[Path], None]  # of the student, into a folder
     identity: dict[str, Any]
     alignment: (
         dict[str, Any] | None
@@ -125,7 +125,7 @@ class Outcome:
         if self.best is None or value > self.best["value"]:
             best = {"step": step, "value": value}
             export = functools.partial(
-                self.folder.export, self.engine.module, self._own_weights(), self.tokenizer, best=best
+                self.folder.export, self.engine.module, self._own_weights(), self.save_tokenizer, best=best
             )
             self.best = self._write(export, self.folder.model) or best
 

@@ -10,6 +10,7 @@ import pytest
 from documented import undocumented_keys, undocumented_tags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import World, last_json, launch, port_is_free, running, start_ranks, state, trace
+from transformers import pipeline
 
 from distill_dist.durable import sha256_file
 from e2e.conftest import TRACED, Reference, shared_memory
@@ -154,6 +155,10 @@ def test_the_exported_model_is_the_one_that_was_scored(reference: Reference, tmp
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8")) == found
     assert sha256_file(tmp_path / "out" / "predictions" / "dev.tsv") == found["predictions"]["dev"]["sha256"]
     assert found["models"]["student"]["path"] == f"{reference.run_dir}/model"
+    # its tokenizer may be asked to cut, and knows where
+    classify = pipeline("text-classification", model=f"{reference.run_dir}/model")
+    assert classify.tokenizer.model_max_length == 64
+    assert classify({"text": "anna " * 200, "text_pair": "bob"}, truncation=True)["label"] in LABELS
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(

@@ -266,13 +266,13 @@ def test_versions_name_what_computes() -> None:
 
 
 def test_export_is_a_loadable_folder_with_the_given_weights(folder: RunFolder, tmp_path: Path) -> None:
-    tokenizer = tmp_path / "tokenizer"
-    tokenizer.mkdir()
-    (tokenizer / "tokenizer.json").write_text("{}", encoding="utf-8")
+    def save_tokenizer(place: Path) -> None:
+        (place / "tokenizer.json").write_text("{}", encoding="utf-8")
+
     model = tiny_encoder(dtype=torch.float32)
     for factor in (1.0, 2.0):  # the second replaces the first
         weights = {name: factor * tensor.clone() for name, tensor in model.state_dict().items()}
-        record = folder.export(model, weights, tokenizer, best={"step": 50, "value": factor})
+        record = folder.export(model, weights, save_tokenizer, best={"step": 50, "value": factor})
     found = load_file(folder.model / "model.safetensors")
     assert torch.equal(found["classifier.weight"], 2 * model.classifier.weight)
     assert (folder.model / "tokenizer.json").read_text(encoding="utf-8") == "{}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,8 @@ def _teacher(prepared: Path) -> Any:
 
 def _export(run: RunFolder, model: Any, prepared: Path) -> dict[str, Any]:
     best = {"step": 7, "value": 0.5}
-    return run.export(model, model.state_dict(), prepared / TOKENIZER_FOLDER, best=best)
+    save = functools.partial(shutil.copytree, prepared / TOKENIZER_FOLDER, dirs_exist_ok=True)
+    return run.export(model, model.state_dict(), save, best=best)
 
 
 def _write(path: Path, content: Any) -> None:

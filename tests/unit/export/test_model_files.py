@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, pipeline
 from distill_dist.data.synthetic_nli import build_tokenizer
 from distill_dist.durable import sha256_file
 from distill_dist.errors import UserError
-from distill_dist.export.model_files import WEIGHTS, copy_model, save_tokenizer
+from distill_dist.export.model_files import WEIGHTS, copy_model
+from distill_dist.models.tokenizer import save_tokenizer
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_a_pair_longer_than_the_model_reads(source: Path, tmp_path: Path) -> Non
     assert not {"token_type_ids"} & tokenizer("a", "b").keys()
     pair = {"text": "anna " * 50, "text_pair": "bob " * 50}
     assert pipeline("text-classification", model=str(out))(pair, truncation=True)["score"] > 0
-    with pytest.raises((IndexError, RuntimeError)):  # as the run's own folder would have it
+    with pytest.raises((IndexError, RuntimeError)):  # with the tokenizer as it was
         pipeline("text-classification", model=str(source))(pair, truncation=True)
 
 

@@ -1,0 +1,27 @@
+"""The tokenizer beside a model, as `transformers` reads both anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from distill_dist.models.build import naming_the_folder
+
+
+def save_tokenizer(source: Path, folder: Path, *, max_length: int, takes_token_types: bool) -> None:
+    """The tokenizer of ``source``, which from now on cuts to ``max_length`` tokens where it is asked to cut.
+
+    Prepared data's knows only how much some model of its family can read, which may be more than this one can. A model
+    without segments gets none: DistilBERT takes no such argument, and a pair's lie outside of RoBERTa's embedding.
+    """
+    with naming_the_folder(str(source), "tokenizer"):
+        names = AutoTokenizer.from_pretrained(source).model_input_names
+        kept = [name for name in names if takes_token_types or name != "token_type_ids"]
+        tokenizer = AutoTokenizer.from_pretrained(source, model_max_length=max_length, model_input_names=kept)
+    for name in (
+        "is_local",
+        "local_files_only",
+    ):  # of this loading, which transformers 5 keeps as if they were settings
+        tokenizer.init_kwargs.pop(name, None)
+    tokenizer.save_pretrained(folder)
