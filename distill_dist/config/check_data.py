@@ -48,6 +48,8 @@ def _splits(config: RunConfig) -> Iterator[str]:
         yield describe_problem(config, "data.hold_out", f"at most {MOST_HELD_OUT} splits")
     for key, names in (("evaluate.select_on", (evaluate.select_on,)), ("evaluate.at_end", evaluate.at_end)):
         for name in names:
+            if name == "dev" and key == "evaluate.select_on":
+                continue  # that it is missing is said above
             if name == "train" or name not in all_splits:
                 there = ", ".join(split for split in all_splits if split != "train")
                 yield describe_problem(config, key, f"{name!r} is no split that is scored; there are {there}")

@@ -51,20 +51,20 @@ def draw_rows(keys: np.ndarray, counts: Mapping[str, int], *, keep: int, place: 
     """Where each row goes, uint8 [N]: a split's number, in the order of ``counts`` from 1, TRAIN or LEFT_OUT.
 
     ``keys`` uint64 [N]: rows of one key go together, in the order of the keys, exactly ``counts`` of them to each
-    split. Of the others ``keep`` stay (0: all), whole groups, so up to a group fewer. Raises UserError where there
-    are not enough.
+    split. Of the others at most ``keep`` stay (0: all). Raises UserError, which says it of ``place``, where there are
+    not enough.
     """
     _, group_N, sizes = np.unique(keys, return_inverse=True, return_counts=True)
     asked = sum(counts.values())
-    if asked >= len(keys):
+    if counts and asked >= len(keys):
         raise UserError(
             f"data.hold_out takes {asked} rows, and {place} has {len(keys)} good ones: take fewer"
         )
     goes = np.zeros(len(sizes), dtype=np.uint8)
     free = np.arange(len(sizes))
     for number, (split, count) in enumerate(counts.items(), start=TRAIN + 1):
-        taken = _exactly(sizes[free], count)
-        if taken is None:
+        taken = _at_most(sizes[free], count)
+        if sizes[free][taken].sum() < count:
             raise UserError(
                 f"data.hold_out.{split}={count}: equal texts stay together, and {place} has too few single ones to "
                 "make up that number: take another"
@@ -72,18 +72,22 @@ def draw_rows(keys: np.ndarray, counts: Mapping[str, int], *, keep: int, place: 
         goes[free[taken]] = number
         free = free[~taken]
     if keep:
-        goes[free[np.cumsum(sizes[free]) > keep]] = LEFT_OUT
+        kept = _at_most(sizes[free], keep)
+        if len(keys) and not kept.any():
+            raise UserError(
+                f"data.max_rows={keep}: equal texts stay together, and every text of {place} stands there more often: "
+                "take more rows"
+            )
+        goes[free[~kept]] = LEFT_OUT
     return goes[group_N]
 
 
-def _exactly(sizes: np.ndarray, count: int) -> np.ndarray | None:
-    """The first groups that fit into ``count`` rows, filled up with single ones, bool [len(sizes)]; None: cannot."""
-    ends = np.cumsum(sizes)
-    taken = ends <= count
-    missing = count - (int(ends[taken][-1]) if taken.any() else 0)
-    singles = np.flatnonzero(~taken & (sizes == 1))[:missing]
-    taken[singles] = True
-    return taken if len(singles) == missing else None
+def _at_most(sizes: np.ndarray, count: int) -> np.ndarray:
+    """The first groups that fit into ``count`` rows, filled up with single ones, bool [len(sizes)]."""
+    taken = np.cumsum(sizes) <= count
+    missing = count - int(sizes[taken].sum())
+    taken[np.flatnonzero(~taken & (sizes == 1))[:missing]] = True
+    return taken
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,15 @@ class _Draw:
             if isinstance(checked, TextRow):
                 keys.append(row_key(checked, self.config.draw_seed))
         goes = np.full(len(good), TRAIN, dtype=np.uint8)
+        if not len(keys):  # whoever writes train says so, and what is wrong with its rows
+            return goes
+        num_bad = len(good) - len(keys)
+        place = f"{self.train.place}{f' ({num_bad} rows are bad)' if num_bad else ''}"
         goes[np.frombuffer(good, dtype=bool)] = draw_rows(
             np.frombuffer(keys, dtype=np.uint64),
             self.config.hold_out,
             keep=self.config.max_rows,
-            place=self.train.place,
+            place=place,
         )
         return goes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -39,11 +40,27 @@ class Asked:
             found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
             model = found["models"]["student"]["sha256"]
             rows = found["settings"].get("saliency_rows", 0)
-            splits = found["predictions"].keys()
+            is_whole = all(
+                num_predictions(run / found["predictions"][split]["file"]) == found["splits"][split]["rows"]
+                for split in self.splits
+            )
+            taught = all(each["sha256"] == digest_of(each["path"]) for each in found["models"]["teachers"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
-        is_same = model == weights_digest(run / "model")
-        return is_same and set(self.splits) <= splits and rows == self.saliency_rows
+        is_same = model == weights_digest(run / "model") and rows == self.saliency_rows
+        return is_whole and taught and is_same
+
+
+@functools.cache
+def digest_of(model: str) -> str:
+    """weights_digest of a teacher: read once for all runs."""
+    return weights_digest(Path(model))
+
+
+def num_predictions(path: Path) -> int:
+    """Rows of a file of predictions that is whole, to its last line end; -1 of one that is not. Raises OSError."""
+    content = path.read_bytes()
+    return content.count(b"\n") - 1 if content.endswith(b"\n") else -1
 
 
 def evaluate_runs(

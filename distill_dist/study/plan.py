@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +12,30 @@ from pathlib import Path
 from distill_dist.config.fields import schema_fields, value_at
 from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
+from distill_dist.data.manifest import MANIFEST
+from distill_dist.durable import write_json
 from distill_dist.errors import UserError
-from distill_dist.study.study_file import Block, Study, Tune
+from distill_dist.study.evaluations import digest_of
+from distill_dist.study.study_file import Block, Study
 from distill_dist.sweep.plan import CACHE, Trial, result_digest, write_trial
 from distill_dist.sweep.questions import group_by_questions
 from distill_dist.sweep.verdict import read_verdict
 
+TAUGHT_BY = "taught_by.json"
 Chosen = Mapping[str, Mapping[str, Mapping[str, str]]]
 """Block -> arm -> field -> the value that tuning chose."""
+
+
+@dataclass(frozen=True)
+class StudyTrial(Trial):
+    """One run of the study in ``out``."""
+
+    out: Path
+
+    @property
+    def name(self) -> str:
+        """Block, arm and seed."""
+        return str(self.folder.relative_to(self.out))
 
 
 @dataclass(frozen=True)
@@ -51,15 +68,16 @@ def num_rounds(study: Study) -> int:
     return max(len(block.tune) for block in study.blocks)
 
 
-def tuning_runs(study: Study, block: Block, tune: Tune, chosen: Chosen) -> list[Planned]:
-    """Every point of the grid with every seed of it."""
+def tuning_runs(study: Study, block: Block, number: int, chosen: Chosen) -> list[Planned]:
+    """Every point of the grid of the block's step ``number`` with every seed of it."""
+    tune = block.tune[number]
     keys = [key for key, _ in tune.grid]
     found = []
     for point in itertools.product(*(values for _, values in tune.grid)):
         values = dict(zip(keys, point, strict=True))
         name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
         for seed in tune.seeds:
-            folder = study.out / block.name / f"tune-{tune.arm}" / f"{name}-seed{seed}"
+            folder = study.out / block.name / f"tune{number + 1}-{tune.arm}" / f"{name}-seed{seed}"
             fixed = _fixed(study, block, tune.arm, chosen)
             overrides = (*fixed, *(f"{key}={value}" for key, value in values.items()), f"seed={seed}")
             found.append(Planned(folder, block.config, overrides, {**values, "seed": str(seed)}))
@@ -84,8 +102,8 @@ def all_runs(study: Study) -> Iterator[Planned]:
     """Every run, with nothing chosen yet: for checking before anything starts."""
     yield from teacher_runs(study)
     for block in study.blocks:
-        for tune in block.tune:
-            yield from tuning_runs(study, block, tune, {})
+        for number in range(len(block.tune)):
+            yield from tuning_runs(study, block, number, {})
         yield from arm_runs(study, block, {})
 
 
@@ -93,14 +111,37 @@ def make_trials(planned: Sequence[Planned], out: Path) -> list[Trial]:
     """Trials of one round, their configurations written. Raises UserError for one that ran with other settings."""
     configs = [each.load() for each in planned]
     groups, _ = group_by_questions(configs)
-    trials = [
-        Trial(number, each.varied, config, result_digest(config, out), group)
+    trials: list[Trial] = [
+        StudyTrial(number, each.varied, config, result_digest(config, out), group, out)
         for number, (each, config, group) in enumerate(zip(planned, configs, groups, strict=True))
     ]
     for trial in trials:
         _refuse_changes(trial, out)
+        _refuse_another_teacher(trial)
         write_trial(trial)
     return trials
+
+
+def _refuse_another_teacher(trial: Trial) -> None:
+    """What a run that began was taught by, and on which rows, is what lies there now; noted where none began."""
+    path = trial.folder / TAUGHT_BY
+    teacher = trial.config.teacher.path
+    manifest = (Path(trial.config.data.prepared) / MANIFEST).read_bytes()
+    now = {
+        "teacher": digest_of(teacher) if teacher else None,
+        "prepared": hashlib.sha256(manifest).hexdigest(),
+    }
+    if read_verdict(trial.folder).state == "waiting" or not path.is_file():
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, now)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    names = {"teacher": teacher, "prepared": trial.config.data.prepared}
+    if changed := [names[key] for key in now if before.get(key) != now[key]]:
+        raise UserError(
+            f"{trial.folder} ran with another {' and another '.join(changed)} than lies there now: remove that run's "
+            "folder to run it anew, or choose another out"
+        )
 
 
 def _refuse_changes(trial: Trial, out: Path) -> None:

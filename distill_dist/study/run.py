@@ -49,6 +49,14 @@ def check_study(study: Study) -> list[RunConfig]:
                 f"{planned.folder}: study {study.path} scores {missing[0]}, which is no split of its data"
             )
         configs.append(config)
+    folders = [Path(config.run_dir) for config in configs]
+    if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
+        raise UserError(f"study {study.path}: {twice} would be two runs: leave one of them away")
+    if study.split not in study.splits:
+        raise UserError(
+            f"study {study.path}: report.split={study.split} is not among evaluate.splits "
+            f"({', '.join(study.splits)}): add it there"
+        )
     return configs
 
 
@@ -106,7 +114,7 @@ class Running:
     def _tune(self, number: int) -> None:
         """The ``number``-th step of every block that has one, all together; then each chooses."""
         steps = [(block, block.tune[number]) for block in self.study.blocks if number < len(block.tune)]
-        planned = [tuning_runs(self.study, block, tune, self.chosen) for block, tune in steps]
+        planned = [tuning_runs(self.study, block, number, self.chosen) for block, _ in steps]
         folders = {each.folder: place for place, runs in enumerate(planned) for each in runs}
         trials = self._train(_by_turns(planned), f"tuning {number + 1}", all_needed=True)
         for place, (block, tune) in enumerate(steps):

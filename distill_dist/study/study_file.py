@@ -60,11 +60,22 @@ class Study:
         return next(block for block in self.blocks if block.name == name)
 
 
+class _EachKeyOnce(yaml.BaseLoader):
+    """Of two equal keys the first would be lost without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """See yaml; ConstructorError where a key stands twice."""
+        names = [key.value for key, _ in node.value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
 def read_study(path: Path) -> Study:
     """The study at ``path``. Raises UserError that names the place."""
     try:
         # BaseLoader: every value is the text that stands there, as on a command line
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"study {path}: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:

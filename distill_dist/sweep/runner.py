@@ -25,13 +25,14 @@ MOST_FAILED = 3
 
 @dataclass
 class _Running:
-    """A trial on its way. ``process`` None: another sweep started it, which has ended."""
+    """A trial on its way. ``process`` None: another sweep started it, which has ended. ``told``: to stop."""
 
     trial: Trial
     slot: int
     process: subprocess.Popen[bytes] | None
     before: Verdict
     looked_at: float = field(default_factory=time.monotonic)
+    told: bool = False
 
     def has_ended(self) -> bool:
         """No process of it is left on this host, and on no other one that holds its folder."""
@@ -157,6 +158,7 @@ class Runner:
         deadline = time.monotonic() + self._stop_within_s
         while self._running and time.monotonic() < deadline:
             for one in self._running:
+                one.told = True
                 ask_to_stop(
                     one.trial, one.process
                 )  # each time: ranks that had not begun to listen may by now
@@ -174,6 +176,8 @@ def _outcome(one: _Running) -> Verdict:
     code = None if one.process is None else one.process.returncode
     if verdict.state == "done" or verdict.time != one.before.time or code in (None, EXIT_RESUMABLE):
         return verdict
+    if one.told or code < 0:  # by a signal, ours or another's, before train.py could listen to it
+        return Verdict("stopped", f"it ended with code {code} before it began", time=verdict.time)
     log = launch_log(one.trial)
     reason = f"it ended with code {code} before it began: {_last_words(one.trial)} ({log})"
     with contextlib.suppress(OSError):

@@ -67,7 +67,7 @@ def begin(path: Path, logs: Path) -> Started:
 def test_a_study_from_rows_to_report(world: World, tmp_path: Path) -> None:
     path, out = write_study(world, tmp_path), tmp_path / "study"
     with running(begin(path, tmp_path / "logs-1")) as started:
-        first = out / "block" / "tune-kd" / "kd=0.2-seed0"
+        first = out / "block" / "tune1-kd" / "kd=0.2-seed0"
         wait_until(
             lambda: (first / "state.json").exists() or not started.alive(), what="the first tuning run",
             timeout_s=2 * RUN_LIMIT_S, every_s=0.05,

@@ -41,6 +41,18 @@ def test_all_rows_held_out_or_pairs_alone_are_refused():
         draw_rows(np.repeat(keys, 2), {"tune": 3}, keep=0, place="train.tsv")
 
 
+def test_a_large_group_does_not_push_the_others_out():
+    keys = np.array([1] * 20 + [2, 3, 4], dtype=np.uint64)
+    assert (draw_rows(keys, {}, keep=2, place="train") == TRAIN).tolist() == [False] * 20 + [
+        True,
+        True,
+        False,
+    ]
+    with pytest.raises(UserError, match="max_rows=2: equal texts stay together"):
+        draw_rows(keys[:20], {}, keep=2, place="train")
+    assert len(draw_rows(keys[:0], {}, keep=2, place="train")) == 0
+
+
 @pytest.fixture
 def config(tmp_path: Path, tiny_tokenizer: Path) -> DataConfig:
     words = ["good", "bad", "film", "a", "b", "c", "d", "e", "f", "g", "h"]
@@ -83,6 +95,12 @@ def test_bad_rows_are_counted_in_train_and_never_drawn(config):
     path.write_text(path.read_text() + "no label\t\n" * 7)
     with pytest.raises(UserError, match="missing label"):
         prepare(config, progress=False)
+    with pytest.raises(
+        UserError, match=r"takes 200 rows, and .*train.tsv \(7 rows are bad\) has 122 good ones"
+    ):
+        prepare(dataclasses.replace(config, hold_out={"dev": 200}), progress=False)
+    with pytest.raises(UserError, match=r"unknown label|missing label"):
+        prepare(dataclasses.replace(config, labels=("yes", "no")), progress=False)
     found = prepare(dataclasses.replace(config, on_bad_row="skip", max_rows=0), progress=False)
     assert found["bad_rows"] == 7
     assert found["rows"] == {"train": 122 - 51, "dev": 20, "held_out": 31}

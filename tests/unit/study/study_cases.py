@@ -40,8 +40,10 @@ report: {baseline: kd, split: held_out}
 
 def write_study(folder: Path, study: str = STUDY) -> Path:
     """The files below ``folder``; runs go to its `out`."""
-    (folder / "base.yaml").write_text(BASE, encoding="utf-8")
-    (folder / "teacher.yaml").write_text(TEACHER, encoding="utf-8")
+    (folder / "p").mkdir(exist_ok=True)
+    (folder / "p" / "manifest.json").write_text("{}", encoding="utf-8")
+    for name, text in (("base", BASE), ("teacher", TEACHER)):
+        (folder / f"{name}.yaml").write_text(text.replace("prepared/p", f"{folder}/p"), encoding="utf-8")
     path = folder / "study.yaml"
     path.write_text(study.replace("OUT", str(folder / "out")), encoding="utf-8")
     return path

@@ -7,6 +7,7 @@ import pytest
 
 from distill_dist.errors import UserError
 from distill_dist.study.choose import measured_points
+from distill_dist.study.evaluations import digest_of
 from distill_dist.study.plan import arm_runs, make_trials, teacher_runs, tuning_runs
 from distill_dist.study.study_file import Study, read_study
 from study.study_cases import STUDY, write_study
@@ -48,7 +49,7 @@ def test_arms_come_seed_by_seed(study: Study) -> None:
 
 def test_the_best_point_is_that_of_the_split_that_selects(study: Study) -> None:
     block = study.blocks[0]
-    trials = make_trials(tuning_runs(study, block, block.tune[0], {}), study.out)
+    trials = make_trials(tuning_runs(study, block, 0, {}), study.out)
     assert len({trial.folder for trial in trials}) == len(trials) == 8
     means = {("0.3", "2"): 0.7, ("0.3", "5"): 0.8, ("0.6", "2"): 0.8, ("0.6", "5"): 0.6}
     for trial in trials:
@@ -77,5 +78,28 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(study: Study, tmp_p
     finish(trials[1].folder, 0.5, 0.5)
     with pytest.raises(
         UserError, match=r"small/gkd/seed1 was run with other settings \(weight.kd = 0.8, now 0.4;"
+    ):
+        make_trials(planned, study.out)
+
+
+def test_a_run_of_another_teacher_or_other_rows_is_not_taken_for_this_one(
+    study: Study, tmp_path: Path
+) -> None:
+    model = study.out / "teachers" / "t" / "model"
+    model.mkdir(parents=True)
+    (model / "model.safetensors").write_bytes(b"one")
+    planned = arm_runs(study, study.blocks[1], {})
+    first, _ = make_trials(planned, study.out)
+    assert first.name == "small/kd/seed1"
+    finish(first.folder, 0.5, 0.5)
+    make_trials(planned, study.out)
+    (tmp_path / "p" / "manifest.json").write_text('{"rows": 2}')
+    with pytest.raises(UserError, match=r"small/kd/seed1 ran with another .*/p than lies there now"):
+        make_trials(planned, study.out)
+    (tmp_path / "p" / "manifest.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"two")
+    digest_of.cache_clear()
+    with pytest.raises(
+        UserError, match=r"small/kd/seed1 ran with another .*teachers/t/model than lies there"
     ):
         make_trials(planned, study.out)

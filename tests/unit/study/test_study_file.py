@@ -48,6 +48,7 @@ def test_what_a_file_says(tmp_path: Path) -> None:
         ("baseline: kd", "baseline: pkd", "'pkd' is no arm"),
         ("saliency_rows: 9", "saliency_rows: some", "'some' is no whole number"),
         ("out: OUT", "out: [", "not valid YAML"),
+        ("  gkd: {method: gkd", "  kd: {method: gkd", "kd is there twice"),
     ],
 )
 def test_mistakes_are_told_with_their_place(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -61,10 +62,18 @@ def test_mistakes_are_told_with_their_place(tmp_path: Path, old: str, new: str, 
 def test_every_run_is_checked_before_any_starts(tmp_path: Path) -> None:
     assert len(check_study(read_study(write_study(tmp_path)))) == 1 + 8 + 2 + 6 + 2
     wrong = STUDY.replace("method: gkd, weight.kd: 0.4", "method: gkd, weight.kd: 4")
-    with pytest.raises(UserError, match=r"(?s)large/tune-gkd/.*weight.kd = 4.0: must be 0 to 1"):
+    with pytest.raises(UserError, match=r"(?s)large/tune2-gkd/.*weight.kd = 4.0: must be 0 to 1"):
         check_study(read_study(write_study(tmp_path, wrong)))
     with pytest.raises(UserError, match="scores strange, which is no split of its data"):
         check_study(read_study(write_study(tmp_path, STUDY.replace("[dev, held_out]", "[dev, strange]"))))
+
+
+def test_runs_that_would_share_a_folder_and_a_split_without_scores_are_refused(tmp_path: Path) -> None:
+    twice = STUDY.replace("weight.gradient: [0.1, 1]", "weight.gradient: [0.1, 0.1]")
+    with pytest.raises(UserError, match=r"tune2-gkd/gradient=0.1-seed0 would be two runs"):
+        check_study(read_study(write_study(tmp_path, twice)))
+    with pytest.raises(UserError, match=r"report.split=held_out is not among evaluate.splits \(dev\)"):
+        check_study(read_study(write_study(tmp_path, STUDY.replace("[dev, held_out]", "[dev]"))))
 
 
 def test_the_shipped_study_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:

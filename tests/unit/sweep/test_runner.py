@@ -16,7 +16,7 @@ from tiny import environment, wait_until
 
 from distill_dist.errors import Interrupted, UserError
 from distill_dist.sweep.plan import Plan, save_plan
-from distill_dist.sweep.runner import Runner
+from distill_dist.sweep.runner import Runner, _outcome, _Running
 from distill_dist.sweep.trial_process import TRAIN, launch_log, ranks_of, start_trial, trial_command
 from distill_dist.sweep.verdict import Verdict, read_verdict
 from sweep.cases import FAKE, plan_of, starts, write_plan
@@ -248,3 +248,18 @@ def test_however_the_runner_ends_no_process_is_left(tmp_path: Path, plans: Path)
     assert ranks_of(plan.trials[0]) == []
     with pytest.raises(psutil.NoSuchProcess):
         psutil.Process(starts(plans, 0)[0][1])
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "state"), [(-15, False, "stopped"), (1, True, "stopped"), (1, False, "failed")]
+)
+def test_a_trial_that_a_signal_ended_before_it_began_has_not_failed(
+    tmp_path: Path, code: int, told: bool, state: str
+) -> None:
+    (trial, *_) = planned(tmp_path, "seed=1,2").trials
+    end = f"import os; os.kill(os.getpid(), {-code})" if code < 0 else f"raise SystemExit({code})"
+    process = start_trial([sys.executable, "-c", end], trial)
+    process.wait(LIMIT_S)
+    one = _Running(trial, 0, process, read_verdict(trial.folder), told=told)
+    assert _outcome(one).state == state
+    assert read_verdict(trial.folder).state == ("failed" if state == "failed" else "waiting")
