@@ -70,12 +70,15 @@ def durable_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    # safetensors makes its files for their owner alone, whatever the umask says; a folder of ours follows it
+    mode = temporary.stat().st_mode & 0o666
     try:
         yield temporary
         for each in (temporary, *temporary.rglob("*")):
             if each.is_dir():
                 sync_folder(each)
             elif each.is_file() and each.stat().st_nlink == 1:  # a link was synced under its first name
+                each.chmod(mode)
                 with each.open("rb+") as handle:
                     os.fsync(handle.fileno())
         old = _moved_aside(path)

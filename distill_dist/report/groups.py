@@ -50,6 +50,8 @@ NOT_COMPARED = (
     "evaluate.at_end",
     "cluster",
 )
+# Resolved from weight.kd where they are not set: beside it they say nothing.
+_FOLLOW_KD = ("reliance.initial", "reliance.maximum")
 _LONGEST = 40  # characters of a value in a label: of a path its end tells
 
 
@@ -101,7 +103,11 @@ def _compared(record: RunRecord) -> dict[str, Any]:
     """Dotted key -> value of what makes runs comparable; without a configuration the run stands for itself."""
     if not record.config:
         return {"": str(record.path)}
-    return {key: value for key, value in flatten(record.config).items() if not _is_left_out(key)}
+    found = {key: value for key, value in flatten(record.config).items() if not _is_left_out(key)}
+    for key in _FOLLOW_KD:
+        if found.get(key) == found.get("weight.kd"):
+            found.pop(key, None)
+    return found
 
 
 def _is_left_out(key: str) -> bool:
@@ -148,8 +154,8 @@ def pick_baselines(groups: Sequence[Group], wanted: str) -> dict[str, Group]:
             if len(matching) > 1:
                 labels = "; ".join(f"{group.label!r}" for group in matching[:10])
                 raise UserError(
-                    f"--baseline {wanted} names {len(matching)} configurations of {task}: give one of them in full "
-                    f"({labels}), or the folder of one of its runs"
+                    f"--baseline {wanted} names {len(matching)} configurations of {task}: give the folder of a run of "
+                    f"one of them, or its name in full ({labels}); `label` in a configuration gives it a short one"
                 )
             if matching:
                 found[task] = matching[0]

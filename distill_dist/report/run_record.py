@@ -18,6 +18,11 @@ from distill_dist.errors import UserError
 
 MARKS = ("state.json", "summary.json", "config.yaml")  # a folder with one of them is a run's
 MAIN_METRICS = ("matthews", "f1", "accuracy")  # a task's own is the first of these that its runs have
+OF_MANY = (
+    "trials.json",
+    "spent.json",
+)  # a sweep's and a study's folder: it has a summary of its own, and runs below
+COPIES = "jobs"  # in a run's folder: of the code and the configuration of each submission
 DEEPEST = 4  # levels below a named folder where runs are looked for: a sweep's, an array's
 _STEP = re.compile(r"step-(\d+)")
 # libyaml's, ten times faster than the one in Python: 2 ms a run
@@ -90,8 +95,8 @@ def find_runs(places: Sequence[Path]) -> list[Path]:
 
 
 def _runs_below(folder: Path, deeper: int) -> Iterator[Path]:
-    # a sweep has a summary of its own, and its trials below
-    if any((folder / name).is_file() for name in MARKS) and not (folder / "trials.json").is_file():
+    is_marked = any((folder / name).is_file() for name in MARKS)
+    if is_marked and not any((folder / name).is_file() for name in OF_MANY):
         yield folder
         return
     if not deeper:
@@ -101,7 +106,7 @@ def _runs_below(folder: Path, deeper: int) -> Iterator[Path]:
     except OSError:
         return  # what may not be looked into is nobody's run here
     for path in below:
-        if not os.path.basename(path).startswith("."):
+        if not os.path.basename(path).startswith(".") and os.path.basename(path) != COPIES:
             yield from _runs_below(Path(path), deeper - 1)
 
 

@@ -85,6 +85,20 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     assert names(tmp_path) == {"state.json"}
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_of_a_folder_can_be_read_by_whom_the_umask_lets(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with durable_folder(tmp_path / "model") as folder:
+            (folder / "inner").mkdir()
+            for path in (folder / "a", folder / "inner" / "b"):
+                path.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    for name in ("a", "inner/b"):
+        assert (tmp_path / "model" / name).stat().st_mode & 0o777 == mode
+
+
 def test_the_bytes_are_synced_before_the_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other order can leave an empty file under the final name."""
     order: list[str] = []

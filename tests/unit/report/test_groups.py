@@ -67,6 +67,13 @@ def test_another_split_that_selects_is_another_configuration() -> None:
     assert len(group_runs(alike)) == 1
 
 
+def test_what_follows_another_field_is_not_said_beside_it() -> None:
+    runs = [run(f"{kd}", weight={"kd": kd}, reliance={"initial": kd, "maximum": kd}) for kd in (0.5, 0.9)]
+    assert labels(*runs) == ["kd · weight.kd=0.5", "kd · weight.kd=0.9"]
+    other = run("b", weight={"kd": 0.9}, reliance={"initial": 0.1, "maximum": 0.9})
+    assert "reliance.initial=0.1" in labels(*runs, other)[2]
+
+
 def test_a_long_value_shows_its_end() -> None:
     found = labels(run("a", teacher={"path": "x" * 50 + "/one"}), run("b", teacher={"path": "two"}))
     assert found[0].startswith("kd · teacher.path=…x")

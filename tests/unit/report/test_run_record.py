@@ -47,6 +47,19 @@ def test_runs_are_found_below_and_each_once(tmp_path: Path) -> None:
     assert find_runs([tmp_path / "c"]) == [trial]
 
 
+def test_what_holds_runs_is_none_and_neither_are_copies_of_a_configuration(tmp_path: Path) -> None:
+    for marker in ("trials.json", "spent.json"):
+        folder = tmp_path / marker[:-5]
+        (folder / "block" / "run").mkdir(parents=True)
+        for path in (folder / "summary.json", folder / marker, folder / "block" / "run" / "state.json"):
+            path.write_text("{}")
+    refused = tmp_path / "refused" / "jobs" / "20261128"
+    refused.mkdir(parents=True)
+    (refused / "config.yaml").write_text("run_dir: x")
+    found = find_runs([tmp_path])
+    assert found == [tmp_path / name / "block" / "run" for name in ("spent", "trials")]
+
+
 @pytest.mark.parametrize("name", ["gone", "empty"])
 def test_a_place_without_runs_is_the_users_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
