@@ -60,6 +60,8 @@ def check_prepared(config: RunConfig, manifest: Manifest) -> None:
     generated = (
         manifest.request["splits"]["train"].get("generator") if data.source == "synthetic_nli" else None
     )
+    nothing = {"hold_out": {}, "max_rows": 0, "seed": data.draw_seed}  # of which no seed drew anything
+    drawn_now, drawn_then = drawn(data) or nothing, drawn_for(manifest.request) or nothing
     said = {
         "data.source": (data.source, manifest.request["source"]),
         "data.text_columns and data.label_column": (layouts, manifest.request["layouts"]),
@@ -67,7 +69,9 @@ def check_prepared(config: RunConfig, manifest: Manifest) -> None:
         "data.max_length": (data.max_length, manifest.max_length),
         "data.labels": (task.labels, manifest.labels),
         "data.splits": (sorted((*data.splits, *data.hold_out)), sorted(manifest.splits)),
-        "data.hold_out, data.max_rows and data.draw_seed": (drawn(data), drawn_for(manifest.request)),
+        "data.hold_out": (data.hold_out, drawn_then["hold_out"]),
+        "data.max_rows": (data.max_rows, drawn_then["max_rows"]),
+        "data.draw_seed": (drawn_now["seed"], drawn_then["seed"]),
         "data.synthetic": (generated and asdict(data.synthetic), generated),
         "data.task": (data.task if data.source != "synthetic_nli" else manifest.task, manifest.task),
     }
@@ -75,7 +79,7 @@ def check_prepared(config: RunConfig, manifest: Manifest) -> None:
         if wanted != prepared:
             raise UserError(
                 f"{key}={wanted!r}, but data.prepared={data.prepared!r} was prepared with {prepared!r}: prepare again "
-                "with launcher/prepare.py --replace, or set it back"
+                "with launcher/prepare.py --replace, name another data.prepared, or set it back"
             )
     check_prepared_for_teacher(config, manifest)
     if os.path.isdir(data.tokenizer):  # a name is not looked up again

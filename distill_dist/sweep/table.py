@@ -21,17 +21,25 @@ _SIGNALS = ("rows", "computed")
 class Group:
     """Trials that differ in their seed alone; ``mean`` and ``deviation`` of their score over those that are done.
 
+    ``loss``: the mean of their losses, which decides between equal scores.
+
     ``deviation`` is the sample's; None of fewer than two. ``is_whole``: all of its trials are done.
     """
 
     trials: tuple[Trial, ...]
     values: tuple[float, ...]
+    losses: tuple[float, ...]
     is_whole: bool
 
     @property
     def mean(self) -> float | None:
         """None: none is done."""
         return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def loss(self) -> float | None:
+        """None: none is done."""
+        return statistics.fmean(self.losses) if self.losses else None
 
     @property
     def deviation(self) -> float | None:
@@ -54,7 +62,7 @@ class Table:
         self._trials, self._fields = trials, tuple(fields)
         self.split = trials[0].config.evaluate.select_on
         self.metric = self._metric()
-        self.groups = sorted(self._groups(), key=lambda group: (not group.is_whole, _descending(group.mean)))
+        self.groups = sorted(self._groups(), key=_place)
 
     def _metric(self) -> str:
         """What it is measured by: F1 where the task uses it, as the runs themselves choose their best epoch."""
@@ -67,13 +75,17 @@ class Table:
             key = tuple(value for name, value in trial.overrides.items() if name != "seed")
             members.setdefault(key, []).append(trial)
         for trials in members.values():
-            values = [self._score(trial) for trial in trials]
-            known = tuple(value for value in values if value is not None)
-            yield Group(tuple(trials), known, len(known) == len(trials))
+            values, losses = self._known(trials, self.metric), self._known(trials, "loss")
+            yield Group(tuple(trials), values, losses, len(values) == len(trials))
 
-    def _score(self, trial: Trial) -> float | None:
+    def _known(self, trials: Sequence[Trial], metric: str) -> tuple[float, ...]:
+        values = (self._score(trial, metric) for trial in trials)
+        return tuple(value for value in values if value is not None)
+
+    def _score(self, trial: Trial, metric: str = "") -> float | None:
+        """On the split that selects; by the task's own metric where none is named."""
         summary = self._found[trial.number].summary
-        return None if summary is None else _finite(summary["splits"][self.split].get(self.metric))
+        return None if summary is None else _finite(summary["splits"][self.split].get(metric or self.metric))
 
     def best_group(self) -> Group | None:
         """Of those whose trials are all done, the one of the highest mean."""
@@ -182,6 +194,11 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 10 else f"{value:.0f}"
     return str(value).replace("|", "\\|")
+
+
+def _place(group: Group) -> tuple[bool, float, float]:
+    """Whole groups first, by the mean, then by the loss."""
+    return not group.is_whole, _descending(group.mean), math.inf if group.loss is None else group.loss
 
 
 def _descending(value: float | None) -> float:

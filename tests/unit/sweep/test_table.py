@@ -116,3 +116,14 @@ def test_without_seeds_every_trial_is_a_group(tmp_path: Path) -> None:
     assert (best["trials"], best["mean"], best["deviation"]) == ([1], 0.9, None)
     assert "mean" not in table.markdown()
     assert "±" not in table.markdown()
+
+
+def test_between_equal_scores_the_lower_loss_decides() -> None:
+    better = {f"t{number}": done(0.8, loss=0.4) for number in (2, 3)}
+    worse = {f"t{number}": done(0.8, loss=0.6) for number in (0, 1)}
+    best = table_of(**better, **worse).best()
+    assert best is not None
+    assert best["trials"] == [2, 3]
+    other = table_of(**{key: done(0.8, loss=0.9) for key in better}, **worse).best()
+    assert other is not None
+    assert other["trials"] == [0, 1]
