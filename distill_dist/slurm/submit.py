@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -38,7 +39,23 @@ class Submission:
         students = sum(not seat.teaches for seat in seats)
         tasks = f" ({len(self.runs)} tasks; the first is shown)" if len(self.runs) > 1 else ""
         memory = "\n".join(estimate(first, students=students))
-        return f"{self.script.text}\n{first.run_dir}{tasks}\n\n{describe(seats)}\n\n{memory}\n"
+        absent = "".join(f"\nwarning: {line}" for line in self.absent())
+        return f"{self.script.text}\n{first.run_dir}{tasks}\n\n{describe(seats)}\n\n{memory}\n{absent}"
+
+    def absent(self) -> list[str]:
+        """What the runs will read and is not here: a job whose nodes do not see it either will fail."""
+        prepared = {run.data.prepared for run in self.runs}
+        found = [
+            f"data.prepared={folder} is not here: the job fails unless its nodes see it (launcher/prepare.py makes it)"
+            for folder in sorted(prepared)
+            if not (Path(folder) / "manifest.json").is_file()
+        ]
+        teachers = {run.teacher.path for run in self.runs}
+        return found + [
+            f"teacher.path={path} is not here: the job fails unless its nodes see it"
+            for path in sorted(teachers)
+            if _is_folder_name(path) and not os.path.isdir(path)
+        ]
 
     @property
     def run_dirs(self) -> list[str]:
@@ -62,8 +79,23 @@ class Submission:
             env={**self.environment, "FROZEN": name}, capture_output=True, text=True, timeout=_SBATCH_S, check=False,
         )  # fmt: skip
         if done.returncode:
-            raise UserError(f"sbatch refused the job: {done.stderr.strip()}")
+            for run in self.runs:
+                _forget(Path(run.run_dir), name)
+            raise UserError(f"sbatch refused the job: {' '.join(done.stderr.split())}")
         return done.stdout.strip().partition(";")[0]
+
+
+def _is_folder_name(path: str) -> bool:
+    """Whether it can be no name on the hub, which has one slash at most."""
+    return path.startswith(("/", ".")) or (path.count("/") > 1 and "://" not in path)
+
+
+def _forget(run_dir: Path, name: str) -> None:
+    """Remove the copy of a job that is not to be, and the folders that were made for it alone."""
+    shutil.rmtree(run_dir / "jobs" / name, ignore_errors=True)
+    for folder in (run_dir / "jobs", run_dir):
+        with contextlib.suppress(OSError):  # others lie in it
+            folder.rmdir()
 
 
 def prepare_submission(

@@ -46,6 +46,11 @@ def test_a_dry_run_shows_all_and_writes_nothing(tmp_path: Path) -> None:
     assert "#SBATCH --signal=USR1@120" in done.stdout
     assert "ranks 8-11      teacher  node 3    gpu 0-3" in done.stdout
     assert "teacher: unknown until" in done.stdout
+    assert (
+        "warning: data.prepared=prepared/mnli is not here: the job fails unless its nodes see it"
+        in done.stdout
+    )
+    assert "warning: teacher.path=runs/teacher_mnli/model is not here" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1]) == {"run_dirs": [str(run_dir)]}
     assert not run_dir.exists()
 
@@ -146,9 +151,8 @@ def test_what_cannot_work_is_one_message(
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-    if sbatch == NOTES:
-        assert not (tmp_path / "arguments").exists()
-        assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "arguments").exists()
+    assert not (tmp_path / "run").exists(), "what is not to be leaves nothing"
 
 
 def test_nothing_imports_torch() -> None:
