@@ -127,6 +127,10 @@ def newest(root: Path) -> Checkpoint | None:
     A damaged one is named and passed over. Raises UserError when all are damaged or of another format.
     """
     folders = complete_folders(root)
+    # a crash leaves none: the marker stands in a checkpoint before that gets its name
+    unmarked = [folder for folder in sorted(root.glob("step-*")) if folder not in folders]
+    for folder in unmarked:
+        _log.warning("checkpoint %s is damaged (it has no %s); it counts for nothing", folder, MARKER)
     for folder in reversed(folders):
         damage = _damage(folder)
         if damage is None:
@@ -138,7 +142,7 @@ def newest(root: Path) -> Checkpoint | None:
                 )
             return Checkpoint(folder, load_file(folder / _TENSORS), progress)
         _log.warning("checkpoint %s is damaged (%s); trying the one before", folder, damage)
-    if folders:
+    if folders or unmarked:
         raise UserError(f"every checkpoint below {root} is damaged; start again in another run_dir")
     return None
 

@@ -12,6 +12,7 @@ from distill_dist.comm.environment import LaunchEnvironment
 from distill_dist.comm.rendezvous import Stopped, Store, await_ready, never, report_failure
 from distill_dist.comm.roles import Roles
 from distill_dist.comm.rpc_world import RpcWorld
+from distill_dist.comm.stop_word import tell_stop
 from distill_dist.errors import UserError
 
 
@@ -87,6 +88,9 @@ class Place:
             yield
         except UserError as error:
             report_failure(self.store, self.launch, error)
+            raise
+        except KeyboardInterrupt:  # the second Ctrl-C: the first only asked
+            tell_stop(self.store, self.rank, "by Ctrl-C")
             raise
         except BaseException as error:  # a bug, or memory: this rank shows its traceback, the others end soon
             report_failure(self.store, self.launch, UserError(f"{type(error).__name__}: {error}"))

@@ -46,7 +46,8 @@ class RowComputer:
         rows = codec.encode(signal, request.lengths_B)
         decoded = codec.decode(rows, length=request.input_ids_BL.shape[1])
         errors = cosine_errors(signal.to("cpu"), decoded)
-        return {name.rpartition("_")[0]: float(error.mean()) for name, error in errors.items()}
+        # rounding may leave a cosine above 1
+        return {name.rpartition("_")[0]: max(0.0, float(error.mean())) for name, error in errors.items()}
 
     def describe(self) -> dict[str, Any]:
         """What a student has to know to ask and to decode; hosts that teach the same say the same."""

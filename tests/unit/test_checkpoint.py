@@ -244,3 +244,10 @@ def test_nothing_in_it_is_a_pickle(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"tensors.safetensors", "progress.json", "COMPLETE"}
     checksums = json.loads((folder / "COMPLETE").read_text(encoding="utf-8"))
     assert set(checksums) == {"tensors.safetensors", "progress.json"}
+
+
+def test_a_run_whose_markers_are_all_gone_does_not_begin_anew(tmp_path: Path) -> None:
+    for step in (10, 20):
+        (save(tmp_path, step) / checkpoint.MARKER).unlink()
+    with pytest.raises(UserError, match=r"every checkpoint below .* is damaged"):
+        checkpoint.newest(tmp_path)

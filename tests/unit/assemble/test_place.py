@@ -10,7 +10,7 @@ from distill_dist.assemble.device import pick_device
 from distill_dist.assemble.place import Place
 from distill_dist.comm.environment import LaunchEnvironment
 from distill_dist.comm.roles import Roles
-from distill_dist.errors import UserError
+from distill_dist.errors import Interrupted, UserError
 
 
 def place(store: dist.Store, rank: int) -> Place:
@@ -31,6 +31,19 @@ def test_whatever_fails_on_one_rank_ends_the_others(error: Exception) -> None:
     ):
         pass
     assert other.value.said
+
+
+def test_a_second_ctrl_c_on_one_rank_stops_the_others() -> None:
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=5))
+    with pytest.raises(KeyboardInterrupt), place(store, 1).loading(timeout_s=5.0):
+        raise KeyboardInterrupt
+    store.add("stop/heard", 1)  # the interrupted one hears nothing any more; rank 0 would wait for it
+    with (
+        pytest.raises(Interrupted, match=r"stopped by Ctrl-C \(rank 1\) before the run began"),
+        place(store, 0).loading(timeout_s=5.0),
+    ):
+        pass
 
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
