@@ -17,7 +17,7 @@ from distill_dist.command_line import launch_plain
 from distill_dist.errors import UserError
 from distill_dist.extras import require_extra
 from distill_dist.stop_signal import StopSignal
-from distill_dist.study.run import Running, check_study, claimed
+from distill_dist.study.run import Running, check_study, claim
 from distill_dist.study.study_file import read_study
 
 
@@ -49,9 +49,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     _say(f"{len(configs)} runs in {study.out}")
     if args.dry_run:
         return {"runs": len(configs)}
-    with claimed(study):
-        running = Running(study, args.launch, args.parallel, args.retry_failed, stop.asked, _say)
-        found = running.run(configs)
+    claim(study)
+    running = Running(study, args.launch, args.parallel, args.retry_failed, stop.asked, _say)
+    found = running.run(configs)
     _say((study.out / "report.md").read_text(encoding="utf-8"))
     return found
 

@@ -22,7 +22,7 @@ from distill_dist.slurm.submit import script_settings
 from distill_dist.stop_signal import StopSignal
 from distill_dist.sweep.array import Array
 from distill_dist.sweep.plan import make_plan
-from distill_dist.sweep.run import check_world, claimed, run_here, run_in_queue, say
+from distill_dist.sweep.run import check_world, claim, run_here, run_in_queue, say
 from distill_dist.sweep.space import build_space
 from distill_dist.sweep.sweep_file import SweepFile, read_sweep_file
 
@@ -52,13 +52,13 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     if args.dry_run:
         say(submission.text() if array else "")
         return {"trials": len(plan.trials), "run_dirs": [str(trial.folder) for trial in plan.trials]}
-    with claimed(plan):
-        if array is not None:
-            return run_in_queue(plan, array, retry_failed=args.retry_failed, checkout=CHECKOUT)
-        return run_here(
-            plan, args.launch, parallel=args.parallel or 1, restarts=args.restarts,
-            retry_failed=args.retry_failed, should_stop=stop.asked,
-        )  # fmt: skip
+    claim(plan)
+    if array is not None:
+        return run_in_queue(plan, array, retry_failed=args.retry_failed, checkout=CHECKOUT)
+    return run_here(
+        plan, args.launch, parallel=args.parallel or 1, restarts=args.restarts,
+        retry_failed=args.retry_failed, should_stop=stop.asked,
+    )  # fmt: skip
 
 
 def _file(args: argparse.Namespace) -> SweepFile:

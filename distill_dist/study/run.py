@@ -7,15 +7,14 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.prepare import prepare
-from distill_dist.durable import hold_lock, remove_stale, write_json
+from distill_dist.durable import remove_stale, write_json
 from distill_dist.errors import UserError
 from distill_dist.report.collect import Choice
 from distill_dist.study.choose import measured_points
@@ -32,6 +31,7 @@ from distill_dist.study.plan import (
 from distill_dist.study.report import write_report
 from distill_dist.study.study_file import Block, Study, Tune
 from distill_dist.sweep.plan import Trial
+from distill_dist.sweep.run import hold_folder
 from distill_dist.sweep.runner import Runner
 from distill_dist.sweep.trial_process import trial_command
 from distill_dist.sweep.verdict import read_verdict
@@ -60,19 +60,11 @@ def check_study(study: Study) -> list[RunConfig]:
     return configs
 
 
-@contextmanager
-def claimed(study: Study) -> Iterator[None]:
+def claim(study: Study) -> None:
     """The study's folder is this process's own. Raises UserError."""
-    try:
-        study.out.mkdir(parents=True, exist_ok=True)
-        holder = hold_lock(study.out / ".lock")
-    except OSError as error:
-        raise UserError(f"out {study.out} cannot be used: {error.strerror}") from error
-    if holder is not None:
-        raise UserError(f"out {study.out} is in use by another study ({holder}): wait for its end")
+    hold_folder(study.out, name="out", kind="study")
     for pattern in ("*.json", "report.*"):
         remove_stale(study.out, pattern)
-    yield
 
 
 @dataclass

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,20 +41,26 @@ def check_world(plan: Plan, launch: str) -> None:
             raise UserError(f"trial {trial.name} under --launch {launch!r}: {error}") from None
 
 
-@contextmanager
-def claimed(plan: Plan) -> Iterator[None]:
-    """The sweep's folder is this process's own, and holds the plan. Raises UserError."""
+def hold_folder(folder: Path, *, name: str, kind: str) -> None:
+    """Make ``folder`` (``name``: how the user gave it) this process's own until it ends. Raises UserError.
+
+    ``kind``: of work, `sweep`, of which another may have it.
+    """
     try:
-        plan.out.mkdir(parents=True, exist_ok=True)
-        holder = hold_lock(plan.out / ".lock")
+        folder.mkdir(parents=True, exist_ok=True)
+        holder = hold_lock(folder / ".lock")
     except OSError as error:
-        raise UserError(f"--out {plan.out} cannot be used: {error.strerror}") from error
+        raise UserError(f"{name} {folder} cannot be used: {error.strerror}") from error
     if holder is not None:
-        raise UserError(f"--out {plan.out} is in use by another sweep ({holder}): wait for its end")
+        raise UserError(f"{name} {folder} is in use by another {kind} ({holder}): wait for its end")
+
+
+def claim(plan: Plan) -> None:
+    """The sweep's folder is this process's own, and holds the plan. Raises UserError."""
+    hold_folder(plan.out, name="--out", kind="sweep")
     for pattern in ("*.json", TABLE, "sweep.md"):
         remove_stale(plan.out, pattern)
     save_plan(plan)
-    yield
 
 
 def run_here(
