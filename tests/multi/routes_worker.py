@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def matrix(stage: int, cells: list[dict[str, Any]], models: str, out: str) -> di
 
 def config_of(cell: Cell, folder: Path, stage: int) -> RunConfig:
     """The run's configuration, as a user would write it. Raises UserError for what the rules forbid."""
-    path = folder / f"zero{stage}.json"
+    # of this rank alone: the other may read while this one writes
+    path = folder / f"zero{stage}-{os.getpid()}.json"
     path.write_text(json.dumps(zero_json(stage)))
     return load_config(
         None,
