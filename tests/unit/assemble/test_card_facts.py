@@ -71,7 +71,7 @@ def test_rows_of_the_hub_and_what_was_drawn_of_them() -> None:
 
 def test_local_rows_are_no_data_set_of_the_hub() -> None:
     manifest = manifest_of(
-        train={"file": "/home/ann/rows/train.tsv", "sha256": "d"}, dev={"files": "e", "split": "v"}
+        train={"file": "/home/user/rows/train.tsv", "sha256": "d"}, dev={"files": "e", "split": "v"}
     )
     found = facts_of(config_of("student.path=/srv/base"), manifest)
     assert (found.dataset, found.base_model) == (None, None)
