@@ -49,7 +49,7 @@ def test_a_cell_that_was_not_escaped_is_a_bug() -> None:
     ("text", "expected"),
     [
         ("/home/user/work/runs/x/model", "…/x/model"),
-        ("/home/user", "…/ann"),
+        ("/home/user", "…/user"),
         ("/home/user/model", "…/model"),
         ("/home/a n/b c/d", "…/b c/d"),
         ("/srv/start/configs/a.yaml", "configs/a.yaml"),
