@@ -37,6 +37,7 @@ from distill_dist.sweep.trial_process import trial_command
 from distill_dist.sweep.verdict import read_verdict
 
 CHOSEN, SPENT = "chosen.json", "spent.json"
+DETAILED = 40  # runs with pictures of their own: more make a page that phones open slowly
 
 
 def check_study(study: Study) -> list[RunConfig]:
@@ -69,7 +70,7 @@ def claim(study: Study) -> None:
 
 @dataclass
 class Running:
-    """The study on its way. ``chosen``: block -> arm -> field -> value; ``spent_s``: of this call, by part."""
+    """The study on its way. ``chosen``: block -> arm -> field -> value; ``points``: what was tried for it."""
 
     study: Study
     launch: str
@@ -159,8 +160,7 @@ class Running:
             self._spend("evaluation", time.monotonic() - started)
 
     def _report(self, runs: dict[str, list[Path]]) -> dict[str, Any]:
-        baseline, details = self.study.baseline, sum(map(len, runs.values()))
-        choice = Choice(baseline=baseline, split=self.study.split, details=min(details, 40))
+        choice = Choice(baseline=self.study.baseline, split=self.study.split, details=DETAILED)
         more = {
             "chosen": self.chosen,
             "failed": self.failed,
