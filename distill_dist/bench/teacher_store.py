@@ -100,6 +100,7 @@ def encode_cases(
         "wire": asdict(types),
         "probe": asdict(_probe(signal)),
         "wire_report": {},
+        "row_difference": 0.0,
     }
     codec = RowCodec(spec, description["classes"], width, width, types)
     # Short rows stand in several batches: the service gives them one signal.

@@ -82,7 +82,7 @@ class RemoteTeacher:
 
     def describe(self) -> dict[str, Any]:
         """See Teacher."""
-        return {"parameters": self._description["parameters"]}
+        return {key: self._description[key] for key in ("parameters", "row_difference")}
 
     def wire(self, spec: SignalSpec, tokens: float) -> tuple[dict[str, float], ...]:
         """See Teacher; the loss is the host's, on rows of the probe."""
@@ -280,22 +280,31 @@ class RemoteTeacher:
 
     def _compare(self, name: str, found: dict[str, Any]) -> None:
         """Raises UserError where ``name`` teaches something else than the others; it is lost if it came late."""
-        self._description = self._description or found
+        self._description = self._description or dict(found)
         old, new = dict(self._description), dict(found)
         before, now = Probe(**old.pop("probe")), Probe(**new.pop("probe"))
         for about in (old, new):
-            about.pop("wire_report")  # measured, so its last digits may differ
+            for measured in ("wire_report", "row_difference"):  # their last digits may differ
+                about.pop(measured)
         if new != old:
             raise UserError(
                 f"{name} does not teach what the others do: teacher.path must be one model on all nodes"
             )
         reason = drift(before, now)
         if reason is None:
-            return
+            return self._note_row_difference(name, found["row_difference"])
         text = f"{name} has the model of the others, but does not say what they say: {reason}"
         if not self._has_met:
             raise UserError(text)  # nobody can tell which of them is right
-        self._lose(name, CallFailed(text))
+        return self._lose(name, CallFailed(text))
+
+    def _note_row_difference(self, name: str, found: float) -> None:
+        """The largest of all hosts is kept, and said where it is news."""
+        if found > 0 and (not self._has_met or found > self._description["row_difference"]):
+            _log.info(
+                "%s: the rows beside a row change its signal by up to %.1e of the largest number", name, found
+            )
+        self._description["row_difference"] = max(self._description["row_difference"], found)
 
     def _lose(self, name: str, error: CallFailed) -> None:
         if isinstance(error, WorldChanged) or self._world.has_changed(self._generation):

@@ -39,7 +39,7 @@ class Teacher(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """The teacher's own figures: `parameters`."""
+        """The teacher's own figures: `parameters`; of one in other processes `row_difference` (RowComputer)."""
         ...
 
     def wire(self, spec: SignalSpec, tokens: float) -> tuple[dict[str, float], ...]:

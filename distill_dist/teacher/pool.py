@@ -47,7 +47,10 @@ class TeacherPool:
 
     def describe(self) -> dict[str, Any]:
         """See Teacher; of all together."""
-        return {"parameters": sum(member.describe()["parameters"] for member in self.members)}
+        members = [member.describe() for member in self.members]
+        differences = [member["row_difference"] for member in members if "row_difference" in member]
+        found = {"parameters": sum(member["parameters"] for member in members)}
+        return {**found, "row_difference": max(differences)} if differences else found
 
     def wire(self, spec: SignalSpec, tokens: float) -> tuple[dict[str, float], ...]:
         """See Teacher; each is asked what all have to be asked."""

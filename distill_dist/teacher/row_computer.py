@@ -11,7 +11,7 @@ from distill_dist.models.encoder import EncoderParts
 from distill_dist.records import SignalSpec, TeacherSignal
 from distill_dist.teacher.compute import check_sane, compute_signal, describe_model
 from distill_dist.teacher.row_codec import RowCodec, WireTypes, cosine_errors
-from distill_dist.teacher.sanity import Probe
+from distill_dist.teacher.sanity import Probe, difference
 from distill_dist.teacher.wire import Request
 
 
@@ -49,6 +49,21 @@ class RowComputer:
         # rounding may leave a cosine above 1
         return {name.rpartition("_")[0]: max(0.0, float(error.mean())) for name, error in errors.items()}
 
+    def row_difference(self, request: Request) -> float:
+        """The largest change of a number that is said of a row when it is asked beside others, over the largest number:
+        0 on a CPU, whose kernels see full vectors alone (compute.py); on a device rounding."""
+        whole, found = self.probe(request), []
+        for rows in (range(0, len(request.lengths_B), 2), range(1, len(request.lengths_B), 2)):
+            if rows:
+                part = request.take(rows[::-1])
+                width = part.input_ids_BL.shape[1]
+                found.append(difference(whole.take(rows[::-1], width=width), self.probe(part)))
+        return max(found)
+
+    def measure(self, rows: Request) -> dict[str, Any]:
+        """What stands beside ``describe`` and may differ between hosts that teach the same: last digits."""
+        return {"wire_report": self.wire_report(rows), "row_difference": self.row_difference(rows)}
+
     def describe(self) -> dict[str, Any]:
         """What a student has to know to ask and to decode; hosts that teach the same say the same."""
         return {
@@ -61,9 +76,8 @@ class RowComputer:
         }
 
     def introduce(self, rows: Request) -> dict[str, Any]:
-        """``describe``, with what the teacher says of ``rows`` and what of it the wire's types lose."""
-        about = {"probe": asdict(self.probe(rows)), "wire_report": self.wire_report(rows)}
-        return {**self.describe(), **about}
+        """``describe``, with what the teacher says of ``rows`` and what was measured on them."""
+        return {**self.describe(), "probe": asdict(self.probe(rows)), **self.measure(rows)}
 
     def _signal(self, request: Request, spec: SignalSpec) -> TeacherSignal:
         labels_B = None if request.labels_B is None else request.labels_B.long().to(self._device)

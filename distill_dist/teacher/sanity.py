@@ -29,6 +29,11 @@ class Probe:
     logits: list[list[float]]  # [rows][classes]
     saliency: list[list[float]]  # [rows][tokens], norms of the gradient at the embeddings; empty: it has none
 
+    def take(self, rows: Sequence[int], *, width: int) -> Probe:
+        """Of some rows, in the order of ``rows``, padded to ``width`` tokens."""
+        saliency = [self.saliency[row][:width] for row in rows] if self.saliency else []
+        return Probe(logits=[self.logits[row] for row in rows], saliency=saliency)
+
 
 class Drifted(RuntimeError):
     """A teacher that does not say any more what it said: nothing that it says from now on may be used."""
@@ -58,10 +63,15 @@ def drift(before: Probe, now: Probe) -> str | None:
     ):
         if [len(row) for row in old] != [len(row) for row in new]:
             return f"its {name} on the probe's rows have other shapes"
-        difference = _difference(old, new)
-        if not difference <= TOLERANCE:  # nor NaN
-            return f"its {name} on {len(old)} rows differ by {difference:.1e} of the largest (limit {TOLERANCE:.0e})"
+        share = _difference(old, new)
+        if not share <= TOLERANCE:  # nor NaN
+            return f"its {name} on {len(old)} rows differ by {share:.1e} of the largest (limit {TOLERANCE:.0e})"
     return None
+
+
+def difference(one: Probe, other: Probe) -> float:
+    """The largest difference of two numbers on the same rows, over the largest of their kind."""
+    return max(_difference(one.logits, other.logits), _difference(one.saliency, other.saliency))
 
 
 def _difference(old: Sequence[Sequence[float]], new: Sequence[Sequence[float]]) -> float:

@@ -12,7 +12,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, NoReturn, Protocol
 
 from distill_dist.comm.attempts import Broken
@@ -90,7 +90,7 @@ class ShardedComputer:
         about = {**self._compute.describe(), "probe": asdict(self.probe(rows))}
         with self._or_give_up():
             self._group.announce(_REPORT, _pack(*pack_question(rows, SignalSpec())))
-            return {**about, "wire_report": self._compute.wire_report(rows)}
+            return {**about, **self._compute.measure(rows)}
 
     def beat(self) -> None:
         """The leader is there, and hears that the others are."""
@@ -114,7 +114,7 @@ class ShardedComputer:
                 elif kind == _PROBE:
                     self._group.gather(self._probed(unpack_question(*_unpack(content))[0]))
                 elif kind == _REPORT:
-                    self._compute.wire_report(unpack_question(*_unpack(content))[0])
+                    self._compute.measure(unpack_question(*_unpack(content))[0])
 
     def _probed(self, rows: Request) -> bytes:
         return _pack(asdict(self._compute.probe(rows)), b"")
@@ -122,7 +122,6 @@ class ShardedComputer:
     def _share(self, request: Request, spec: SignalSpec) -> bytes:
         count = len(request.lengths_B)
         share = share_of(count, member=self._group.member, size=self._group.size)
-        request = replace(request, keys_B=(b"",) * count)
         try:
             # the others need this member's weights, so it runs without rows of its own too
             rows = self._compute(request.take(share or [0]), spec)

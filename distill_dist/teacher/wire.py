@@ -17,7 +17,7 @@ from distill_dist.records import Batch, Inputs
 class Request:
     """Rows of token ids with their keys. Rows are padded on the right, so lengths stand for the mask."""
 
-    keys_B: tuple[bytes, ...]
+    keys_B: tuple[bytes, ...]  # none where nothing is stored under them
     input_ids_BL: Tensor  # int32
     lengths_B: Tensor  # int32
     token_type_ids_BL: Tensor  # uint8
@@ -36,7 +36,7 @@ class Request:
         lengths_B = self.lengths_B[index]
         length = int(lengths_B.max())
         return Request(
-            keys_B=tuple(self.keys_B[row] for row in rows),
+            keys_B=tuple(self.keys_B[row] for row in rows) if self.keys_B else (),
             input_ids_BL=self.input_ids_BL[index, :length],
             lengths_B=lengths_B,
             token_type_ids_BL=self.token_type_ids_BL[index, :length],

@@ -10,8 +10,9 @@ import pytest
 import torch
 from tiny_encoders import ragged_batch
 
-from distill_dist.teacher.sanity import TOLERANCE, Probe, drift, fault
-from distill_dist.teacher.wire import pack_request
+from distill_dist.teacher.row_computer import RowComputer
+from distill_dist.teacher.sanity import TOLERANCE, Probe, difference, drift, fault
+from distill_dist.teacher.wire import Request, pack_request
 from teacher.service_cases import PROBE, WireTypes, computer
 
 LOGITS = [[2.0, -1.0, 0.5], [0.25, 4.0, -3.0]]
@@ -46,6 +47,19 @@ def test_what_is_more_than_rounding_is_a_drift(field: str, change: float) -> Non
     found = drift(SANE, replace(SANE, **{field: values}))
     assert (found is None) == (abs(change) < TOLERANCE)
     assert found is None or ("logits" if field == "logits" else "gradients") in found
+
+
+def test_a_difference_is_the_largest_of_either_kind() -> None:
+    other = replace(SANE, logits=[[2.0, -1.0, 0.5], [0.25, 3.0, -3.0]], saliency=[[1.0, 0.5], [8.0, 4.0]])
+    assert difference(SANE, other) == 0.5
+    assert difference(SANE, replace(SANE, logits=other.logits)) == 0.25
+    bare = replace(SANE, saliency=[])
+    assert difference(bare, bare) == 0.0
+
+
+def test_rows_of_a_probe_in_another_order_and_width() -> None:
+    assert SANE.take([1, 0], width=1) == Probe([LOGITS[1], LOGITS[0]], [[8.0], [1.0]])
+    assert replace(SANE, saliency=[]).take([1], width=1) == Probe([LOGITS[1]], [])
 
 
 def test_answers_of_other_shapes_are_no_answers() -> None:
@@ -88,8 +102,33 @@ def test_the_wire_s_cost_is_measured_on_the_probe() -> None:
 
 
 def test_the_probe_does_not_depend_on_its_padding() -> None:
-    wide = replace(pack_request(ragged_batch((5, 9, 3, 12), seed=4), labels=False), keys_B=(b"",) * 4)
+    wide = pack_request(ragged_batch((5, 9, 3, 12), seed=4), labels=False)
     short = wide.take([0])
     assert short.input_ids_BL.shape == (1, 5)
     compute = computer()
     assert compute.probe(short).logits[0] == compute.probe(wide).logits[0]
+
+
+def test_on_a_cpu_no_row_feels_the_others() -> None:
+    compute = computer()
+    assert compute.row_difference(PROBE) == compute.row_difference(PROBE.take([0])) == 0.0
+    assert compute.introduce(PROBE)["row_difference"] == 0.0
+
+
+def test_what_the_rows_beside_a_row_change_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device whose products depend on the batch, in both kinds of numbers."""
+    compute, plain = computer(), RowComputer.probe
+    expected = {"logits": 0.25, "saliency": 0.5}
+    for name, share in expected.items():
+
+        def felt(self: RowComputer, rows: Request, name: str = name, share: float = share) -> Probe:
+            found = plain(self, rows)
+            if len(rows.lengths_B) == len(PROBE.lengths_B):
+                return found
+            largest = max(abs(value) for row in getattr(plain(self, PROBE), name) for value in row)
+            values = [[value + share * largest for value in row] for row in getattr(found, name)]
+            return replace(found, **{name: values})
+
+        monkeypatch.setattr(RowComputer, "probe", felt)
+        assert compute.row_difference(PROBE) >= share
+        assert compute.row_difference(PROBE) < 10 * share
