@@ -65,7 +65,9 @@ def drift(before: Probe, now: Probe) -> str | None:
             return f"its {name} on the probe's rows have other shapes"
         share = _difference(old, new)
         if not share <= TOLERANCE:  # nor NaN
-            return f"its {name} on {len(old)} rows differ by {share:.1e} of the largest (limit {TOLERANCE:.0e})"
+            return (
+                f"its {name} on {len(old)} rows differ by {share:.1e} of the largest (limit {TOLERANCE:.0e})"
+            )
     return None
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +51,44 @@ def test_distils_on_one_gpu(tmp_path: Path, precision: str, stage: int) -> None:
     assert summary["zero_stage"] == stage
     assert 0 < summary["student"]["accuracy"] <= 1
     assert summary["student"]["loss"] == summary["student"]["loss"]  # not NaN
+
+
+# BERT-base but for the corpus's small vocabulary, and the student that GKD cuts from it.
+BERT_BASE = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("route", ["double_backward", "central_difference"])
+def test_the_probe_at_bert_base(tmp_path: Path, route: str, record_property: Any) -> None:
+    """Its gradient is right; its seconds are reported (the aim on a GPU is below one)."""
+    run("prepare", tmp_path, config="demo.yaml")
+    shape = [f"student.shape.{key}={value}" for key, value in BERT_BASE.items()]
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    run(
+        "train",
+        tmp_path,
+        f"run_dir={teacher}",
+        "train.learning_rate=1e-4",
+        *shape,
+        config="demo_teacher.yaml",
+    )
+    summary = run(
+        "train",
+        tmp_path,
+        f"run_dir={student}",
+        f"teacher.path={teacher / 'model'}",
+        "student.layers=6",
+        "cluster.teachers=0",
+        "train.learning_rate=1e-4",
+        f"alignment.route={route}",
+        config="demo.yaml",
+    )
+    probe = summary["alignment"]["probe"]
+    record_property("probe_seconds", probe["seconds"])
+    assert summary["alignment"]["route"] == route
+    assert probe["aligned_error"] < 0.02
