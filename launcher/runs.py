@@ -3,8 +3,8 @@
 python launcher/runs.py [runs …] [--sort name|age|dev]
 
 Prints a table to standard error and one JSON line. A place is a run folder, or one that has runs in it (default:
-`runs`). `lost` is a run that says `running` while no process holds its folder: the same command goes on with it.
-Broken folders are named below the table.
+`runs`). `lost` is a run that says `running` while no process holds its folder: the same command goes on with it;
+`refused` is one that never began. Broken folders are named below the table.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ def finished_run(path: Path) -> RunRecord:
             "lost": "its process is gone; the command that started it goes on from its last checkpoint",
             "stopped": "the command that started it goes on from its last checkpoint",
             "failed": "see its logs, then start it again",
+            "refused": "mend that, then start it again",
         }.get(run.state, "give the run_dir of a launcher/train.py that ended")
         raise UserError(f"{path} is not done, its state is `{run.state}`{reason}: {remedy}, then export")
     if not run.summary:

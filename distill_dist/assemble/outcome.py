@@ -22,6 +22,7 @@ from distill_dist.assemble.saver import Saver
 from distill_dist.assemble.service_watch import ServiceWatch
 from distill_dist.assemble.wire_report import Costs, wire_line, wire_scalars
 from distill_dist.comm.students import StudentGroup
+from distill_dist.config.methods import method_name
 from distill_dist.config.schema import RunConfig
 from distill_dist.durable import write_json
 from distill_dist.engine import Engine
@@ -142,6 +143,7 @@ class Outcome:
         found = {
             "task": self.config.data.task if self.config.data.source != "synthetic_nli" else "synthetic_nli",
             "method": self.config.method,
+            "label": self.config.label or method_name(self.config),
             "seed": self.config.seed,
             "zero_stage": self.engine.zero_stage,
             "world": {"students": self.group.size, "teachers": self.config.cluster.teachers},

@@ -52,6 +52,12 @@ def relies_selectively(config: RunConfig) -> bool:
     return config.reliance.rule != "constant"
 
 
+def method_name(config: RunConfig) -> str:
+    """The method in the literature's words: `kd_cl_sr` is kd with a curriculum and selective reliance."""
+    suffixes = {"_cl": has_curriculum(config), "_sr": relies_selectively(config)}
+    return config.method + "".join(suffix for suffix, has in suffixes.items() if has)
+
+
 def reads_scores(config: RunConfig) -> bool:
     """Whether anything of the run depends on how confident the student (or teacher, or file) is in a row."""
     ranks = config.curriculum.order not in ("none", "random")

@@ -36,6 +36,7 @@ def _entry(record: RunRecord) -> dict[str, Any]:
         "state": record.state,
         "reason": record.reason,
         "method": record.method,
+        "label": record.listed_as,
         "task": record.task,
         "seed": record.seed,
         "best_dev": best_dev(record),
@@ -52,7 +53,7 @@ def table(entries: Sequence[dict[str, Any]], *, now: float | None = None) -> str
     widths = [max(len(row[place]) for row in [_COLUMNS, *rows]) for place in range(len(_COLUMNS))]
     lines = [_line(row, widths) for row in [_COLUMNS, *rows]]
     for entry in entries:
-        said = [*entry["problems"], *([entry["reason"]] if entry["state"] == "failed" else [])]
+        said = [*entry["problems"], *([entry["reason"]] if entry["state"] in ("failed", "refused") else [])]
         lines += [f"{_plain(entry['run'])}: {_plain(text)}" for text in said]
     return "\n".join(lines)
 
@@ -70,7 +71,7 @@ def _cells(entry: dict[str, Any], now: float) -> tuple[str, ...]:
     return (
         _plain(entry["run"]),
         _plain(entry["state"]),
-        _plain(entry["method"]),
+        _plain(entry["label"]),
         _plain(entry["task"]),
         "–" if entry["seed"] is None else str(entry["seed"]),
         "–" if dev is None else f"{dev:.4f}",

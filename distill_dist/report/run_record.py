@@ -34,7 +34,8 @@ class RunRecord:
     """One run folder. What is read from a file is empty where there is no such file."""
 
     path: Path
-    state: str  # running, lost (says running, but its process is gone), done, stopped, failed; unknown
+    # running, lost (says running, but its process is gone), done, stopped, failed, refused (it never began); unknown
+    state: str
     reason: str  # of a stop or a failure
     changed: float  # seconds since 1970 of its last sign of life; 0: unknown
     summary: dict[str, Any]
@@ -63,6 +64,11 @@ class RunRecord:
     def label(self) -> str:
         """What it is called: by its configuration's `label`, else by its method."""
         return _text(self.config.get("label")) or self.method
+
+    @property
+    def listed_as(self) -> str:
+        """What it is called where no other run has to be told from it: `kd_cl_sr`."""
+        return _text(self.summary.get("label")) or self.label
 
     @property
     def seed(self) -> int | None:
@@ -119,6 +125,8 @@ def read_run(path: Path, *, whole: bool = True) -> RunRecord:
     said = _text(state.get("state")) or "unknown"
     if said == "running" and not _is_held(path / ".lock"):
         said = "lost"
+    elif said == "failed" and state.get("refused"):
+        said = "refused"
     changed = max(number_at(state, "time") or 0.0, _modified(path / "logs" / "rank-00000.log"))
     record = RunRecord(path, said, _text(state.get("reason")), changed, summary, config, problems=problems)
     if not (state or summary or config) and not problems:

@@ -10,6 +10,7 @@ import pytest
 
 from distill_dist.config.fields import schema_fields, value_at
 from distill_dist.config.load import dump_config, load_config
+from distill_dist.config.methods import method_name
 from distill_dist.config.schema import RunConfig
 
 REPOSITORY = Path(__file__).parents[3]
@@ -73,6 +74,16 @@ def test_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
     for word in text.split():
         if word.startswith("configs/") and word.rstrip(").,:").endswith(".yaml"):
             assert (REPOSITORY / word.rstrip(").,:")).is_file(), f"{path.name} names {word}"
+
+
+def test_a_method_is_called_as_its_file_is() -> None:
+    seen = 0
+    for path in SHIPPED:
+        if named := NAMED_BY_STUDY.fullmatch(path.stem):
+            assert method_name(load(path.stem)) == f"{named[1]}_{named[2]}"
+            seen += 1
+    assert seen >= 9
+    assert method_name(load("gkd_mnli")) == "gkd_cls"
 
 
 def _differing(a: RunConfig, b: RunConfig) -> set[str]:

@@ -165,6 +165,18 @@ def test_a_run_whose_process_is_gone_is_lost(tmp_path: Path) -> None:
     assert read_run(path).state == "lost"
 
 
+@pytest.mark.parametrize(
+    ("state", "seen"),
+    [
+        ({"state": "failed", "refused": True, "reason": "UserError: no rows"}, "refused"),
+        ({"state": "failed", "reason": "RuntimeError: odd"}, "failed"),
+        ({"state": "stopped", "refused": True}, "stopped"),  # a signal before it began: it can go on
+    ],
+)
+def test_a_run_that_never_began_was_refused(tmp_path: Path, state: dict[str, Any], seen: str) -> None:
+    assert read_run(run_folder(tmp_path / "r", state=state)).state == seen
+
+
 def test_ways_into_trees() -> None:
     tree = {"a": {"b": 1, "c": True, "d": None}}
     assert (value_at(tree, "a", "b"), value_at(tree, "a", "b", "x"), value_at(None, "a")) == (1, None, None)
