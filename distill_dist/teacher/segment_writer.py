@@ -107,6 +107,8 @@ class SegmentWriter:
         try:
             self._path.rename(sealed)
         except FileNotFoundError:
+            if not sealed.parent.is_dir():
+                raise  # nobody took it over: the folder is gone
             return None
         sync_folder(sealed.parent)
         return sealed
