@@ -74,7 +74,11 @@ def load(config: RunConfig, place: Place, folder: RunFolder) -> Loaded:
     return Loaded(
         manifest=manifest,
         train=train,
-        scored={name: _share(config, place, manifest, name) for name in manifest.splits if name != "train"},
+        scored={
+            name: _share(config, place, manifest, name)
+            for name in manifest.splits
+            if name not in ("train", *config.evaluate.skip)
+        },
         tokenizer=prepared / "tokenizer",
         student=student,
         local_teachers=local_teachers,

@@ -46,7 +46,8 @@ def _splits(config: RunConfig) -> Iterator[str]:
         )
     if len(data.hold_out) > MOST_HELD_OUT:
         yield describe_problem(config, "data.hold_out", f"at most {MOST_HELD_OUT} splits")
-    for key, names in (("evaluate.select_on", (evaluate.select_on,)), ("evaluate.at_end", evaluate.at_end)):
+    named = {"select_on": (evaluate.select_on,), "at_end": evaluate.at_end, "skip": evaluate.skip}
+    for key, names in ((f"evaluate.{field}", names) for field, names in named.items()):
         for name in names:
             if name == "dev" and key == "evaluate.select_on":
                 continue  # that it is missing is said above
@@ -56,6 +57,10 @@ def _splits(config: RunConfig) -> Iterator[str]:
     if evaluate.select_on in evaluate.at_end:
         yield describe_problem(
             config, "evaluate.at_end", "evaluate.select_on is needed after every epoch: leave it out"
+        )
+    if needed := sorted({"dev", evaluate.select_on, *evaluate.at_end} & set(evaluate.skip)):
+        yield describe_problem(
+            config, "evaluate.skip", f"{needed[0]!r} is scored by the run itself: leave it out here"
         )
 
 

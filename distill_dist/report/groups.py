@@ -48,6 +48,7 @@ NOT_COMPARED = (
     "train.trace",
     "evaluate.saliency",
     "evaluate.at_end",
+    "evaluate.skip",
     "cluster",
 )
 # Resolved from weight.kd where they are not set: beside it they say nothing.
