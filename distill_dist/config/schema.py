@@ -202,8 +202,8 @@ class EvaluateConfig:
     at_end: tuple[str, ...] = ()
     """Splits that are scored once, on the best model, not after every epoch: large ones, say. Not `select_on`."""
     skip: tuple[str, ...] = ()
-    """Splits that the run does not score, but launcher/evaluate.py does. Neither `dev`, whose figures are the summary's,
-    nor `select_on`."""
+    """Splits that the run leaves to launcher/evaluate.py. Neither `dev`, whose figures are the summary's, nor
+    `select_on`."""
     saliency: bool | None = None
     """Saliency loyalty at the end of the run; costs one backward of both models over the dev rows. None: where it is
     defined, which it is not with a decoder, a teacher of its own tokenizer (`data.teacher_tokenizer`), or teachers
