@@ -16,11 +16,10 @@ from distill_dist.records import Batch, SignalSpec, TeacherSignal
 from distill_dist.teacher import remote_calls
 from distill_dist.teacher.asked import Asked, Part, Patience
 from distill_dist.teacher.cached import keyed_request
+from distill_dist.teacher.common_teacher import CommonTeacher
 from distill_dist.teacher.identity import Identity
 from distill_dist.teacher.local import T, TeacherLost, spec_of
 from distill_dist.teacher.rendezvous_hash import rank_hosts
-from distill_dist.teacher.row_codec import RowCodec, WireTypes
-from distill_dist.teacher.sanity import Probe, drift
 from distill_dist.teacher.wire import Answer, Failure, Reaction, Refusal, Request
 
 _log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class RemoteTeacher:
         self._last_loss = ""
         self._has_met = False
         self.waited_s = 0.0
-        self._description: dict[str, Any] = {}
+        self._teaches = CommonTeacher()
         patience = self._patience()
         self._meet(patience)
         self._await_host(patience)
@@ -82,18 +81,16 @@ class RemoteTeacher:
 
     def describe(self) -> dict[str, Any]:
         """See Teacher."""
-        return {key: self._description[key] for key in ("parameters", "row_difference")}
+        return self._teaches.describe()
 
     def wire(self, spec: SignalSpec, tokens: float) -> tuple[dict[str, float], ...]:
-        """See Teacher; the loss is the host's, on rows of the probe."""
-        codec, lost = self._codec(spec), self._description["wire_report"]
-        costs = {kind: lost[kind] for kind in codec.unit_kinds if kind in lost}
-        return ({"bytes_per_row": codec.mean_row_bytes(tokens), **costs},)
+        """See Teacher."""
+        return (self._teaches.wire(spec, tokens),)
 
     @property
     def identity(self) -> Identity:
         """Who teaches, as the first host said."""
-        return Identity(self._description["fingerprint"], Probe(**self._description["probe"]))
+        return self._teaches.identity
 
     def counters(self) -> dict[str, dict[str, int]]:
         """See Teacher; of those that answer. One that is lost is not waited for."""
@@ -137,14 +134,11 @@ class RemoteTeacher:
         if self._world.generation != self._generation:
             self._meet(self._patience())
         spec = spec_of(batch, spec)
-        request = keyed_request(batch, spec, fingerprint=self._description["fingerprint"], types=self._types)
+        teaches = self._teaches
+        request = keyed_request(batch, spec, fingerprint=teaches.fingerprint, types=teaches.types)
         return Asked(
             batch, spec, request, self._parts(request, range(len(request.keys_B)), spec, frozenset())
         )
-
-    @property
-    def _types(self) -> WireTypes:
-        return WireTypes(**self._description["wire"])
 
     def _parts(
         self, request: Request, rows: Iterable[int], spec: SignalSpec, unable: frozenset[str]
@@ -191,7 +185,7 @@ class RemoteTeacher:
             parts.extend(self._parts(asked.request, part.rows, asked.spec, unable))
         length = asked.request.input_ids_BL.shape[1]
         encoded = [rows[row] for row in range(len(asked.request.keys_B))]
-        return self._codec(asked.spec).decode(encoded, length=length).to(asked.batch.labels_B.device)
+        return self._teaches.codec(asked.spec).decode(encoded, length=length).to(asked.batch.labels_B.device)
 
     def _without(self, part: Part, failure: Failure) -> frozenset[str]:
         """The hosts that could not compute the part's rows. Raises UserError where none ever can."""
@@ -280,31 +274,13 @@ class RemoteTeacher:
 
     def _compare(self, name: str, found: dict[str, Any]) -> None:
         """Raises UserError where ``name`` teaches something else than the others; it is lost if it came late."""
-        self._description = self._description or dict(found)
-        old, new = dict(self._description), dict(found)
-        before, now = Probe(**old.pop("probe")), Probe(**new.pop("probe"))
-        for about in (old, new):
-            for measured in ("wire_report", "row_difference"):  # their last digits may differ
-                about.pop(measured)
-        if new != old:
-            raise UserError(
-                f"{name} does not teach what the others do: teacher.path must be one model on all nodes"
-            )
-        reason = drift(before, now)
+        reason = self._teaches.compare(name, found)
         if reason is None:
-            return self._note_row_difference(name, found["row_difference"])
+            return
         text = f"{name} has the model of the others, but does not say what they say: {reason}"
         if not self._has_met:
             raise UserError(text)  # nobody can tell which of them is right
-        return self._lose(name, CallFailed(text))
-
-    def _note_row_difference(self, name: str, found: float) -> None:
-        """The largest of all hosts is kept, and said where it is news."""
-        if found > 0 and (not self._has_met or found > self._description["row_difference"]):
-            _log.info(
-                "%s: the rows beside a row change its signal by up to %.1e of the largest number", name, found
-            )
-        self._description["row_difference"] = max(self._description["row_difference"], found)
+        self._lose(name, CallFailed(text))
 
     def _lose(self, name: str, error: CallFailed) -> None:
         if isinstance(error, WorldChanged) or self._world.has_changed(self._generation):
@@ -334,10 +310,6 @@ class RemoteTeacher:
         if self._names > gone.keys():
             reasons.append(self._last_loss or "no host is left")
         return "; ".join(reasons)
-
-    def _codec(self, spec: SignalSpec) -> RowCodec:
-        about = self._description
-        return RowCodec(spec, about["classes"], about["hidden_size"], about["embedding_size"], self._types)
 
     def _renew_leases(self, every_s: float) -> None:
         while not self._done.wait(every_s):
