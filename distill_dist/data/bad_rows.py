@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TextIO
@@ -52,12 +53,23 @@ class BadRowLog:
 
     def describe(self) -> str:
         """The first bad row, the count of all, the unknown labels, and the remedy."""
-        total = sum(self._counts.values(), Counter())
-        kinds = ", ".join(f"{count} {kind}" for kind, count in total.most_common())
+        total, kinds = self._kinds()
         remedy = "Mend them, or set data.on_bad_row=skip to leave them out"
         if self._unknown:
             remedy = f"{self._unknown_labels()}; the rest: {remedy.lower()}"
-        return f"{self._first}\n{total.total()} bad rows in all: {kinds}. {remedy}"
+        return f"{self._first}\n{total} bad rows in all: {kinds}. {remedy}"
+
+    def say_skipped(self) -> None:
+        """To stderr, what was left out, if anything was: a class that is missing in data.labels would be."""
+        if self._first is None:
+            return
+        total, kinds = self._kinds()
+        labels = f". {self._unknown_labels()}" if self._unknown else ""
+        print(f"left out {total} bad rows, listed in {self._path.name}: {kinds}{labels}", file=sys.stderr)
+
+    def _kinds(self) -> tuple[int, str]:
+        total = sum(self._counts.values(), Counter())
+        return total.total(), ", ".join(f"{count} {kind}" for kind, count in total.most_common())
 
     def _unknown_labels(self) -> str:
         names = ", ".join(f"{count} {name!r:.40}" for name, count in self._unknown.most_common(SHOWN_NAMES))

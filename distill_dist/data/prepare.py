@@ -130,6 +130,7 @@ def _build(
             if not entry.rows:
                 skipped = f" but bad ones. {bad_rows.describe()}" if entry.bad_rows else ""
                 raise UserError(f"{sources[split].place} has no rows{skipped}")
+        bad_rows.say_skipped()
         tokenizers.student.save(temporary / TOKENIZER_FOLDER)
         manifest = Manifest(
             task=config.task,

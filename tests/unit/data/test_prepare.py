@@ -256,7 +256,7 @@ def test_bad_rows_are_an_error_with_the_first_place_and_the_count_of_all_splits(
     assert list(out.parent.iterdir()) == []
 
 
-def test_bad_rows_can_be_skipped_and_are_listed(config, out, tmp_path):
+def test_bad_rows_can_be_skipped_and_are_listed(config, out, tmp_path, capsys):
     (tmp_path / "input" / "train.tsv").write_text(BAD)
     summary = run(change(config, on_bad_row="skip"))
     assert (summary["rows"]["train"], summary["bad_rows"]) == (2, 5)
@@ -272,6 +272,14 @@ def test_bad_rows_can_be_skipped_and_are_listed(config, out, tmp_path):
     assert listed[0]["kind"] == "empty text"
     assert listed[0]["file"].endswith("train.tsv")
     assert open_split(out, "train").labels.tolist() == [1, 1]
+    said = capsys.readouterr().err
+    assert "left out 5 bad rows, listed in bad_rows.jsonl: 2 unknown label, 1 " in said
+    assert "Add those that are classes to data.labels" in said
+
+
+def test_nothing_is_said_of_rows_that_are_good(config, capsys):
+    run(change(config, on_bad_row="skip"))
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_after_a_bad_row_the_rest_is_only_counted(config, tmp_path, monkeypatch):
