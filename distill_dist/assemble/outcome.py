@@ -94,9 +94,21 @@ class Outcome:
             return
         for name in self.scorers:
             self._teacher_on(name)
+        if "dev" in self.scorers and self.group.rank == 0:
+            self._doubt(self.scorers["dev"])
         if self.watch is not None:
             self.watch.begin(self.saver.saved_step)
             self._say_wire()
+
+    def _doubt(self, scorer: SplitScorer) -> None:
+        accuracy = scorer.metrics(self._teacher_on("dev"))["accuracy"]
+        if accuracy <= scorer.most_frequent_share:
+            _log.warning(
+                "the teacher is right on %.1f %% of dev, of which the most frequent class is %.1f %%: was "
+                "teacher.path fine-tuned on this task, with its labels in this order?",
+                100 * accuracy,
+                100 * scorer.most_frequent_share,
+            )
 
     def _say_wire(self) -> None:
         if self.wire:

@@ -65,6 +65,11 @@ class SplitScorer:
         """`accuracy`, `loss`, `ece`, and `f1` or `matthews` where the task uses it."""
         return values_of(task_summed(logits_NC, self.labels_N, metric=self.metric))
 
+    @property
+    def most_frequent_share(self) -> float:
+        """Accuracy of who always says the class that most rows have."""
+        return float(np.bincount(self.labels_N).max() / len(self.labels_N))
+
     def saliency_loyalty(self, student: SignalSource, teacher: SignalSource) -> float:
         """SL: mean Spearman correlation of ‖g_t‖ over the rows of the split; a collective. NaN without any row."""
         return mean_of(self.saliency_rows(student, teacher)[HEADLINE]).value

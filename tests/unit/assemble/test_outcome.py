@@ -104,7 +104,9 @@ def test_the_teacher_is_heard_before_the_first_step_and_not_at_an_epochs_end(
             asked.append(f"{source.name} {name}")
             return logits
 
-        return SimpleNamespace(logits_NC=logits_NC, metrics=lambda logits_NC: {"accuracy": 0.5})
+        return SimpleNamespace(
+            logits_NC=logits_NC, metrics=lambda logits_NC: {"accuracy": 0.5}, most_frequent_share=0.4
+        )
 
     costs = {"bytes_per_row": 900.4, "embedding_gradient": 1e-5}
     written: list[dict[str, float]] = []
@@ -125,6 +127,20 @@ def test_the_teacher_is_heard_before_the_first_step_and_not_at_an_epochs_end(
     for name in ("dev", "test"):
         assert target._score(name)["ll"] == 1.0
     assert asked == ["student dev", "student test"]
+
+
+@pytest.mark.parametrize(("accuracy", "rank", "warned"), [(0.5, 0, True), (0.6, 0, False), (0.5, 1, False)])
+def test_a_teacher_no_better_than_the_most_frequent_class_is_doubted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, accuracy: float, rank: int, warned: bool
+) -> None:
+    scorer: Any = SimpleNamespace(
+        logits_NC=lambda source: np.zeros((2, 2)),
+        metrics=lambda logits_NC: {"accuracy": accuracy},
+        most_frequent_share=0.5,
+    )
+    target = replace(outcome(tmp_path, Group(rank)), teacher=SimpleNamespace(), scorers={"dev": scorer})
+    target.hear_teacher()
+    assert any("was teacher.path fine-tuned" in message for message in caplog.messages) == warned
 
 
 def ended(folder: RunFolder, totals: Totals, curriculum: dict[str, Any] | None) -> Any:

@@ -136,6 +136,14 @@ def test_metrics_are_those_of_the_whole_split(students: int) -> None:
         assert found == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_share_of_the_most_frequent_class() -> None:
+    whole = scorer(SHARES[1][0], lambda tensor: tensor)
+    assert replace(whole, labels_N=np.array([2, 0, 2, 1], np.int32)).most_frequent_share == 0.5
+    same = np.tile([0.0, 1.0, 0.0], (len(LABELS), 1))
+    always_one = replace(whole, labels_N=np.ones(len(LABELS), np.int32), metric="accuracy")
+    assert always_one.metrics(same)["accuracy"] == always_one.most_frequent_share == 1.0
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews"])
 def test_the_tasks_own_metric_is_among_them(metric: str) -> None:
     """The best epoch is chosen by it."""
