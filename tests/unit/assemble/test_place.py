@@ -53,7 +53,11 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         pick_device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="process 2 of this host has no CUDA device: there are 2"):
+    with pytest.raises(UserError, match="process 2 of this host has no CUDA device: it sees 2") as plain:
+        pick_device("auto", 2)
+    assert "per task" not in str(plain.value)
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    with pytest.raises(UserError, match="--gpus-per-node, not per task"):
         pick_device("auto", 2)
 
 
