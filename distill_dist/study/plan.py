@@ -1,4 +1,4 @@
-"""The runs of a study: teachers, then rounds of tuning, then every arm with every seed."""
+"""The runs of a study: teachers, points of tuning, every arm with every seed."""
 
 from __future__ import annotations
 
@@ -63,11 +63,6 @@ def teacher_runs(study: Study) -> list[Planned]:
     ]
 
 
-def num_rounds(study: Study) -> int:
-    """How often something is tuned, one after the other: later rounds build on what earlier ones chose."""
-    return max(len(block.tune) for block in study.blocks)
-
-
 def tuning_runs(study: Study, block: Block, number: int, chosen: Chosen) -> list[Planned]:
     """Every point of the grid of the block's step ``number`` with every seed of it."""
     tune = block.tune[number]
@@ -107,13 +102,24 @@ def all_runs(study: Study) -> Iterator[Planned]:
         yield from arm_runs(study, block, {})
 
 
-def make_trials(planned: Sequence[Planned], out: Path) -> list[Trial]:
-    """Trials of one round, their configurations written. Raises UserError for one that ran with other settings."""
+def make_trials(
+    planned: Sequence[Planned],
+    out: Path,
+    *,
+    before: Sequence[RunConfig] = (),
+    numbers: Sequence[int] | None = None,
+) -> list[Trial]:
+    """Trials, their configurations written; ``before`` are those of earlier ones, with which they share groups.
+
+    ``numbers``: theirs, else counted from 0. Raises UserError for one that ran with other settings.
+    """
     configs = [each.load() for each in planned]
-    groups, _ = group_by_questions(configs)
+    groups, _ = group_by_questions([*before, *configs])
+    numbers = range(len(planned)) if numbers is None else numbers
+    own = groups[len(before) :]
     trials: list[Trial] = [
         StudyTrial(number, each.varied, config, result_digest(config, out), group, out)
-        for number, (each, config, group) in enumerate(zip(planned, configs, groups, strict=True))
+        for number, each, config, group in zip(numbers, planned, configs, own, strict=True)
     ]
     for trial in trials:
         _refuse_changes(trial, out)

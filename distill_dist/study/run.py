@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shlex
 import sys
@@ -19,22 +18,15 @@ from distill_dist.errors import UserError
 from distill_dist.report.collect import Choice
 from distill_dist.study.choose import measured_points
 from distill_dist.study.evaluations import Asked, evaluate_runs
-from distill_dist.study.plan import (
-    Planned,
-    all_runs,
-    arm_runs,
-    make_trials,
-    num_rounds,
-    teacher_runs,
-    tuning_runs,
-)
+from distill_dist.study.plan import Planned, all_runs, arm_runs, make_trials, teacher_runs
 from distill_dist.study.report import write_report
-from distill_dist.study.study_file import Block, Study, Tune
+from distill_dist.study.schedule import Schedule, Step
+from distill_dist.study.study_file import Study
 from distill_dist.sweep.plan import Trial
 from distill_dist.sweep.run import hold_folder
 from distill_dist.sweep.runner import Runner
 from distill_dist.sweep.trial_process import trial_command
-from distill_dist.sweep.verdict import read_verdict
+from distill_dist.sweep.verdict import Verdict, read_verdict
 
 CHOSEN, SPENT = "chosen.json", "spent.json"
 DETAILED = 40  # runs with pictures of their own: more make a page that phones open slowly
@@ -70,7 +62,7 @@ def claim(study: Study) -> None:
 
 @dataclass
 class Running:
-    """The study on its way. ``chosen``: block -> arm -> field -> value; ``points``: what was tried for it."""
+    """The study on its way."""
 
     study: Study
     launch: str
@@ -78,77 +70,91 @@ class Running:
     retry_failed: bool
     should_stop: Callable[[], bool]
     say: Callable[[str], None]
-    chosen: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
-    points: list[dict[str, Any]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Nothing is chosen, nothing tried."""
+        self.schedule = Schedule(self.study)
+        self._trials: dict[Path, Trial] = {}
+        self._measured: dict[tuple[str, int], dict[str, Any]] = {}  # block and step: its points
 
     def run(self, configs: Sequence[RunConfig]) -> dict[str, Any]:
         """All of it; returns the summary. Raises Interrupted, and UserError where it cannot go on."""
         self._prepare(configs)
-        self._train(teacher_runs(self.study), "teachers", all_needed=True)
-        for number in range(num_rounds(self.study)):
-            self._tune(number)
-        blocks = {block.name: arm_runs(self.study, block, self.chosen) for block in self.study.blocks}
-        trials = self._train(_by_turns(list(blocks.values())), "arms", all_needed=False)
-        done = {trial.folder for trial in trials if read_verdict(trial.folder).state == "done"}
-        self.failed = [str(trial.folder) for trial in trials if trial.folder not in done]
-        runs = {
-            name: [each.folder for each in planned if each.folder in done] for name, planned in blocks.items()
-        }
-        if not done:
-            raise UserError(f"no run of {self.study.out} is done: {read_verdict(trials[0].folder).reason}")
+        teachers = make_trials(teacher_runs(self.study), self.study.out)
+        self._train("teachers", teachers)
+        for trial in teachers:
+            _check_done(trial, read_verdict(trial.folder))
+        self._train("runs", self._make(self.schedule.ready()), follow=self._follow, total=len(self.schedule))
+        write_json(self.study.out / CHOSEN, self._record())  # also where nothing is tuned
+        runs: dict[str, list[Path]] = {}
+        for block in self.study.blocks:
+            trials = [self._trials[each.folder] for each in arm_runs(self.study, block, self.chosen)]
+            done = [trial.folder for trial in trials if read_verdict(trial.folder).state == "done"]
+            self.failed += [str(trial.folder) for trial in trials if trial.folder not in done]
+            runs[block.name] = done
+        if not any(runs.values()):
+            raise UserError(
+                f"no run of {self.study.out} is done: {read_verdict(Path(self.failed[0])).reason}"
+            )
         self._evaluate(runs)
         return self._report({name: paths for name, paths in runs.items() if paths})
+
+    @property
+    def chosen(self) -> dict[str, dict[str, dict[str, str]]]:
+        """Block -> arm -> field -> value."""
+        return self.schedule.chosen
 
     def _prepare(self, configs: Sequence[RunConfig]) -> None:
         for config in {config.data.prepared: config for config in configs}.values():
             prepare(config.data, progress=sys.stderr.isatty())
 
-    def _tune(self, number: int) -> None:
-        """The ``number``-th step of every block that has one, all together; then each chooses."""
-        steps = [(block, block.tune[number]) for block in self.study.blocks if number < len(block.tune)]
-        planned = [tuning_runs(self.study, block, number, self.chosen) for block, _ in steps]
-        folders = {each.folder: place for place, runs in enumerate(planned) for each in runs}
-        trials = self._train(_by_turns(planned), f"tuning {number + 1}", all_needed=True)
-        for place, (block, tune) in enumerate(steps):
-            self._choose(block, tune, [trial for trial in trials if folders[trial.folder] == place])
-        write_json(self.study.out / CHOSEN, {"chosen": self.chosen, "measured": self.points})
+    def _make(self, planned: Sequence[Planned]) -> list[Trial]:
+        before = [trial.config for trial in self._trials.values()]
+        numbers = [self.schedule.number(each.folder) for each in planned]
+        trials = make_trials(planned, self.study.out, before=before, numbers=numbers)
+        self._trials |= {trial.folder: trial for trial in trials}
+        return trials
 
-    def _choose(self, block: Block, tune: Tune, trials: Sequence[Trial]) -> None:
-        points = measured_points(trials)
-        best = points[0]
-        for arm in tune.used_by:
-            self.chosen.setdefault(block.name, {}).setdefault(arm, {}).update(best.values)
-        self.points.append(
-            {"block": block.name, "arm": tune.arm, "points": [point.to_json() for point in points]}
-        )
-        said = ", ".join(f"{key}={value}" for key, value in best.values.items())
-        self.say(f"{block.name}, {tune.arm}: {said} ({best.metric} {best.score:.4f} on {best.split})")
-
-    def _train(self, planned: Sequence[Planned], what: str, *, all_needed: bool) -> list[Trial]:
-        """Run what is not done. Raises Interrupted; UserError where ``all_needed`` and one failed."""
-        if not planned:
+    def _follow(self, trial: Trial, verdict: Verdict) -> list[Trial]:
+        """What can start now that a run has ended. Raises UserError for a point of tuning that failed."""
+        if self.schedule.step_of(trial.folder) is not None:
+            _check_done(trial, verdict)
+        step = self.schedule.note_done(trial.folder)
+        if step is None:
             return []
-        trials = make_trials(planned, self.study.out)
-        open_ = [trial for trial in trials if read_verdict(trial.folder).state != "done"]
-        self.say(f"{what}: {len(trials)} runs, {len(open_)} to do")
+        self._decide(step)
+        return self._make(self.schedule.ready())
+
+    def _decide(self, step: Step) -> None:
+        points = measured_points([self._trials[run] for run in step.runs])
+        best, (block, arm) = points[0], (step.block.name, step.tune.arm)
+        self.schedule.decide(step, dict(best.values))
+        tried = [point.to_json() for point in points]
+        self._measured[block, step.number] = {"block": block, "arm": arm, "points": tried}
+        write_json(self.study.out / CHOSEN, self._record())
+        said = ", ".join(f"{key}={value}" for key, value in best.values.items())
+        self.say(f"{block}, {arm}: {said} ({best.metric} {best.score:.4f} on {best.split})")
+
+    def _record(self) -> dict[str, Any]:
+        return {"chosen": self.chosen, "measured": [self._measured[key] for key in sorted(self._measured)]}
+
+    def _train(self, what: str, trials: Sequence[Trial], **more: Any) -> None:
+        """Run what is not done, and what ``follow`` adds. Raises Interrupted and UserError, as Runner does."""
+        if not trials:
+            return
+        total = more.get("total", len(trials))
+        self.say(f"{what}: {total}")
         started = time.monotonic()
-        runner = Runner(
-            trials, lambda trial, slot: trial_command(self.launch, trial, slot=slot),
-            parallel=self.parallel, restarts=3, retry_failed=self.retry_failed,
-            should_stop=self.should_stop, say=lambda text: self.say(f"{what}: {text}"),
-        )  # fmt: skip
         try:
+            runner = Runner(
+                trials, lambda trial, slot: trial_command(self.launch, trial, slot=slot),
+                parallel=self.parallel, restarts=3, retry_failed=self.retry_failed,
+                should_stop=self.should_stop, say=lambda text: self.say(f"{what}: {text}"), **more,
+            )  # fmt: skip
             runner.run()
         finally:
             self._spend(what, time.monotonic() - started)
-        for trial in trials:
-            if all_needed and (verdict := read_verdict(trial.folder)).state != "done":
-                raise UserError(
-                    f"{trial.folder} {verdict.state}: {verdict.reason}. The study needs it: mend it, and add "
-                    "--retry-failed"
-                )
-        return trials
 
     def _evaluate(self, runs: dict[str, list[Path]]) -> None:
         started = time.monotonic()
@@ -183,6 +189,8 @@ class Running:
         write_json(self.study.out / SPENT, {**spent, part: spent.get(part, 0.0) + seconds})
 
 
-def _by_turns(lists: Sequence[Sequence[Planned]]) -> list[Planned]:
-    """One of each in turn: blocks that take long do not wait for those before them."""
-    return [each for group in itertools.zip_longest(*lists) for each in group if each is not None]
+def _check_done(trial: Trial, verdict: Verdict) -> None:
+    if verdict.state != "done":
+        raise UserError(
+            f"{trial.folder} {verdict.state}: {verdict.reason}. The study needs it: mend it, and add --retry-failed"
+        )

@@ -48,6 +48,14 @@ class _Running:
         return True
 
 
+Follow = Callable[[Trial, Verdict], Sequence[Trial]]
+"""Trials that may start now that one is done or has failed. Raises UserError where nothing more can."""
+
+
+def _nothing(trial: Trial, verdict: Verdict) -> Sequence[Trial]:
+    return ()
+
+
 class Runner:
     """``command(trial, slot)`` starts a trial. Of those that ask the same of a teacher one goes first, and pays."""
 
@@ -61,21 +69,27 @@ class Runner:
         retry_failed: bool,
         should_stop: Callable[[], bool],
         say: Callable[[str], None],
+        follow: Follow = _nothing,
+        total: int | None = None,
         stop_within_s: float = STOP_WITHIN_S,
     ) -> None:
-        """``restarts``: how often a trial that stopped unasked is started again, in this call."""
+        """``restarts``: how often a trial that stopped unasked is started again, in this call.
+
+        ``follow`` is asked once for each trial that is done or has failed, also before this call; ``total``: of all
+        trials, where it gives more. Of those that wait the one with the lowest number starts first.
+        """
         self._command, self._parallel, self._restarts = command, parallel, restarts
         self._should_stop, self._say, self._stop_within_s = should_stop, say, stop_within_s
-        verdicts = {trial.number: read_verdict(trial.folder) for trial in trials}
-        ended = ("done",) if retry_failed else ("done", "failed")
-        self._waiting = [trial for trial in trials if verdicts[trial.number].state not in ended]
-        self._paid = {trial.group for trial in trials if verdicts[trial.number].state == "done"}
-        self._done = sum(found.state == "done" for found in verdicts.values())
-        self._total, self._failed, self._open = len(trials), 0, len(self._waiting)
+        self._ended = ("done",) if retry_failed else ("done", "failed")
+        self._follow, self._total = follow, len(trials) if total is None else total
+        self._waiting: list[Trial] = []
+        self._paid: set[int | None] = set()
+        self._done, self._failed, self._open = 0, 0, 0
         self._starts: dict[int, int] = {}
         self._stopped: list[str] = []
         self._gave_up = ""  # why nothing more is started
         self._running: list[_Running] = []
+        self._add(trials)
 
     def run(self) -> None:
         """Return when every trial has ended. Raises Interrupted where some can go on, and UserError.
@@ -100,6 +114,32 @@ class Runner:
             raise UserError(self._gave_up)
         if self._stopped:
             raise Interrupted(f"{', '.join(self._stopped)} stopped too often; the same command goes on")
+
+    def _add(self, trials: Sequence[Trial]) -> None:
+        """Let them wait, and those that follow on what has ended among them."""
+        ended = []
+        for trial in trials:
+            verdict = read_verdict(trial.folder)
+            if verdict.state not in self._ended:
+                self._waiting.append(trial)
+                self._open += 1
+                continue
+            ended.append((trial, verdict))
+            if verdict.state == "done":
+                self._done += 1
+                self._paid.add(trial.group)
+        self._waiting.sort(key=lambda trial: trial.number)
+        for trial, verdict in ended:
+            self._go_on(trial, verdict)
+
+    def _go_on(self, trial: Trial, verdict: Verdict) -> None:
+        if self._gave_up:
+            return
+        try:
+            self._add(self._follow(trial, verdict))
+        except UserError as error:
+            self._waiting.clear()
+            self._gave_up = str(error)
 
     def _next(self) -> Trial | None:
         """The next trial that may start now."""
@@ -136,6 +176,7 @@ class Runner:
             self._done += 1
             self._paid.add(trial.group)
             self._say(f"{trial.name}: done ({self._done} of {self._total})")
+            self._go_on(trial, verdict)
         elif verdict.state == "failed":
             self._failed += 1
             self._say(f"{trial.name}: failed: {verdict.reason}")
@@ -145,6 +186,7 @@ class Runner:
                     f"{self._failed} trials failed and none is done, so no more are started. One of them, "
                     f"{trial.name}: {verdict.reason}"
                 )
+            self._go_on(trial, verdict)
         else:
             self._say(f"{trial.name}: stopped: {verdict.reason}")
             if restart and self._starts.get(trial.number, 0) <= self._restarts:

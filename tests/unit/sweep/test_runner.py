@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from tiny import environment, wait_until
 
 from distill_dist.errors import Interrupted, UserError
-from distill_dist.sweep.plan import Plan, save_plan
+from distill_dist.sweep.plan import Plan, Trial, save_plan
 from distill_dist.sweep.runner import Runner, _outcome, _Running
 from distill_dist.sweep.trial_process import TRAIN, launch_log, ranks_of, start_trial, trial_command
 from distill_dist.sweep.verdict import Verdict, read_verdict
@@ -46,12 +47,12 @@ def planned(folder: Path, *grid: str) -> Plan:
 
 def run(
     plan: Plan, said: list[str] | None = None, *, parallel: int = 1, restarts: int = 3, retry_failed: bool = False,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False, first: int | None = None, **more: Any,
 ) -> list[Verdict]:  # fmt: skip
     runner = Runner(
-        plan.trials, lambda trial, slot: trial_command(FAKE, trial, slot=slot), parallel=parallel, restarts=restarts,
-        retry_failed=retry_failed, should_stop=should_stop, say=([] if said is None else said).append,
-        stop_within_s=LIMIT_S,
+        plan.trials[:first], lambda trial, slot: trial_command(FAKE, trial, slot=slot), parallel=parallel,
+        restarts=restarts, retry_failed=retry_failed, should_stop=should_stop,
+        say=([] if said is None else said).append, stop_within_s=LIMIT_S, **more,
     )  # fmt: skip
     runner.run()
     return verdicts(plan)
@@ -72,6 +73,44 @@ def test_trials_run_one_after_another_and_one_pays(tmp_path: Path, plans: Path) 
     assert [len(starts(plans, number)) for number in range(3)] == [1, 1, 1]
     run(plan)
     assert [len(starts(plans, number)) for number in range(3)] == [1, 1, 1], "what is done is not repeated"
+
+
+def test_what_follows_on_a_trial_starts_after_it_and_a_second_call_follows_too(
+    tmp_path: Path, plans: Path
+) -> None:
+    """Those of lower numbers first; what has ended before is followed without being run again."""
+    plan, said, asked = planned(tmp_path, "seed=0,1,2,3"), [], []
+
+    def follow(trial: Trial, verdict: Verdict) -> list[Trial]:
+        asked.append((trial.number, verdict.state))
+        return {0: [plan.trials[3], plan.trials[1]], 1: [plan.trials[2]]}.get(trial.number, [])
+
+    assert [found.state for found in run(plan, said, first=1, follow=follow, total=4)] == ["done"] * 4
+    assert asked == [(number, "done") for number in (0, 1, 2, 3)]
+    assert [text.rpartition("(")[2] for text in said if "done" in text] == [
+        f"{n} of 4)" for n in (1, 2, 3, 4)
+    ]
+    asked.clear()
+    run(plan, said, first=1, follow=follow, total=4)
+    assert sorted(asked) == [(number, "done") for number in (0, 1, 2, 3)]
+    assert [len(starts(plans, number)) for number in range(4)] == [1, 1, 1, 1]
+
+
+def test_who_cannot_follow_lets_those_on_their_way_end(tmp_path: Path, plans: Path) -> None:
+    plan = planned(tmp_path, "method=gkd,gkd_cls", "seed=0,1")  # two groups: trials 0 and 2 start together
+    write_plan(plans, 0, "failed")
+
+    def follow(trial: Trial, verdict: Verdict) -> list[Trial]:
+        if verdict.state == "failed":
+            raise UserError(f"{trial.name} is needed")
+        return []
+
+    with pytest.raises(UserError, match="is needed"):
+        run(plan, parallel=2, follow=follow)
+    assert [found.state for found in verdicts(plan)] == ["failed", "waiting", "done", "waiting"]
+    with pytest.raises(UserError, match="is needed"):
+        run(plan, parallel=2, follow=follow)
+    assert [len(starts(plans, number)) for number in range(4)] == [1, 0, 1, 0], "it is followed as it is"
 
 
 def test_in_parallel_the_first_of_those_that_ask_the_same_goes_ahead(tmp_path: Path, plans: Path) -> None:
