@@ -9,6 +9,7 @@
 # make long    the tests marked `long`: variants of what make test shows (slow)
 # make worlds  runs of 4 students that go on with 2 and 3, at ZeRO 1 and 3: the same batches, the same losses (slow)
 # make export  every family of students as ONNX; exported models in an environment that is installed anew (slow)
+# make gpu     on a machine with a CUDA device: its tests, what they measured into gpu.xml, the cost of the gradients there
 # make lint    ruff and mypy
 # make bench   measurements (slow)
 # make bench-curriculum   the curriculum at 1e7 to 1e9 rows against Mosaic Streaming and DeepSpeed (slow, 30 GB of disk)
@@ -32,7 +33,7 @@ STREAMING_PIP := $(STREAMING_VENV)/bin/python -m pip --disable-pip-version-check
 
 # stdout is for results: `make demo` ends with one JSON line
 .SILENT:
-.PHONY: install demo test long matrix crash faults worlds cluster export lint bench bench-curriculum clean
+.PHONY: install demo test long matrix crash faults worlds cluster export gpu lint bench bench-curriculum clean
 
 install: $(INSTALLED)
 
@@ -90,6 +91,11 @@ cluster: $(INSTALLED_TEST)
 export: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 DISTILL_WHOLE_EXPORT=1 $(BIN)/python -m pytest -s -p no:cacheprovider \
 		tests/unit/export tests/e2e/test_export.py tests/e2e/test_export_installed.py
+
+# without a device its tests are skipped, and the benchmark says that there is none
+gpu: $(INSTALLED_TEST)
+	$(BIN)/python -m pytest -p no:cacheprovider -o junit_family=xunit1 --junitxml=gpu.xml tests/gpu
+	$(BIN)/python launcher/bench.py gradients --device cuda
 
 lint: $(INSTALLED_LINT)
 	$(BIN)/ruff check .
