@@ -143,6 +143,31 @@ def test_a_teacher_no_better_than_the_most_frequent_class_is_doubted(
     assert any("was teacher.path fine-tuned" in message for message in caplog.messages) == warned
 
 
+@pytest.mark.parametrize(
+    ("values", "loyalty", "warned"),
+    [
+        ({"method": "gkd"}, 0.6, True),
+        ({"method": "gkd_cls"}, 0.74, True),
+        ({"method": "gkd"}, 0.76, False),
+        ({"method": "gkd", "alignment.signal": "teacher_max"}, 0.6, False),
+        ({"method": "kd"}, 0.6, False),
+    ],
+)
+def test_matching_gradients_of_different_classes_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, values: dict[str, Any], loyalty: float, warned: bool
+) -> None:
+    telemetry: Any = SimpleNamespace(write=lambda step, scalars: None)
+    scorer: Any = SimpleNamespace(metric="accuracy")
+    target = replace(
+        outcome(tmp_path, Group(0)), config=good_with(values), telemetry=telemetry, scorers={"dev": scorer}
+    )
+    target._score = lambda split: {"accuracy": 0.5, "ll": loyalty}  # type: ignore[method-assign]
+    target.best = {"step": 1, "value": 0.6}
+    target.end_epoch(2)
+    found = [message for message in caplog.messages if "alignment.signal=teacher_max" in message]
+    assert len(found) == warned
+
+
 def ended(folder: RunFolder, totals: Totals, curriculum: dict[str, Any] | None) -> Any:
     """What summary.json says of the curriculum at the end of a process that trained for ``totals``."""
     engine: Any = SimpleNamespace(
