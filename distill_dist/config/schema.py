@@ -119,7 +119,7 @@ class AlignmentConfig:
     signal: Literal["own_max", "teacher_max", "label", "all_classes"] = "own_max"
     """Whose margin is differentiated: of each model's own prediction (the paper), of the teacher's, of the true
     class, or of every class in turn (one backward each). With `own_max` a student is shown another class's gradient
-    wherever it disagrees: one that begins undecided may stay so for hundreds of steps; `teacher_max` is free of that."""
+    wherever it disagrees: one that begins undecided may stay so for hundreds of steps, which `teacher_max` avoids."""
     positions: Literal["auto", "embedding", "cls", "both"] = "auto"
     """Where gradients are matched: at the embedding output of every token, at [CLS] of the matched layers, or at
     both. `auto`: `embedding` for `gkd`, `both` for `gkd_cls`."""
