@@ -70,7 +70,8 @@ def assert_same_run(run_dir: Path, undisturbed: Path) -> None:
         assert trace(run_dir, student) == trace(undisturbed, student)
     ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (run_dir, undisturbed))
     for summary in (ours, theirs):
-        summary["teacher"].pop("wire_report", None)  # only where signals travel
+        for name in ("wire_report", "row_difference"):  # only where signals travel
+            summary["teacher"].pop(name, None)
     for key in ("student", "teacher", "loyalty", "steps", "best_step"):
         assert ours[key] == theirs[key], key
     model, expected_model = (load_file(run / "model" / "model.safetensors") for run in (run_dir, undisturbed))
