@@ -26,7 +26,8 @@ from tiny import (
 from distill_dist.config.load import load_config
 
 pytestmark = pytest.mark.timeout(900)
-HELD_OUT = ("data.hold_out={tune: 50, held_out: 60}", "evaluate.select_on=tune", "evaluate.at_end=[held_out]")
+HELD_OUT = ("data.hold_out={tune: 50, held_out: 60}", "evaluate.select_on=tune")
+SCORED = {"teacher": "evaluate.at_end=[held_out]", "student": "evaluate.skip=[held_out]"}
 STUDY = """\
 teachers: {tiny: teacher.yaml}
 arms:
@@ -52,7 +53,7 @@ def write_study(world: World, folder: Path) -> Path:
         text for text in student if not text.startswith("teacher.path=")
     ]  # the study's, from which it is cut
     for name, arguments in (("student", own), ("teacher", teacher)):
-        tree = OmegaConf.from_dotlist([*arguments, *HELD_OUT, f"data.prepared={prepared}"])
+        tree = OmegaConf.from_dotlist([*arguments, *HELD_OUT, SCORED[name], f"data.prepared={prepared}"])
         OmegaConf.save(tree, folder / f"{name}.yaml")
     path = folder / "study.yaml"
     path.write_text(f"out: {folder}/study\n{STUDY}", encoding="utf-8")
@@ -95,6 +96,8 @@ def test_a_study_from_rows_to_report(world: World, tmp_path: Path) -> None:
         evaluation = json.loads((out / "block" / arm / "seed1" / "evaluation.json").read_text())
         assert evaluation["splits"].keys() == {"dev", "held_out"}
         assert evaluation["splits"]["held_out"]["rows"] == 60
+        own = json.loads((out / "block" / arm / "seed1" / "summary.json").read_text())
+        assert own["splits"].keys() == {"dev", "tune"}, "held_out was left to the evaluation"
         config = load_config(out / "block" / arm / "seed1" / "config.yaml", [])
         assert config.weight.kd == float(best["weight.kd"])
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
