@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from unit.tiny_encoders import ragged_batch, tiny_encoder
+from tiny_encoders import ragged_batch, tiny_encoder
 
 from distill_dist.assemble import shard_worker
 from distill_dist.comm.attempts import Attempts

@@ -8,8 +8,8 @@ from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
+from tiny_encoders import pad_token, ragged_batch, tiny_encoder
 from torch.distributed.tensor import DTensor
-from unit.tiny_encoders import pad_token, ragged_batch, tiny_encoder
 
 from distill_dist.comm.attempts import Broken
 from distill_dist.comm.shard_group import ShardGroup
