@@ -18,7 +18,7 @@ from distill_dist.errors import UserError
 from distill_dist.report.collect import Choice
 from distill_dist.study.choose import measured_points
 from distill_dist.study.evaluations import Asked, evaluate_runs
-from distill_dist.study.plan import Planned, all_runs, arm_runs, make_trials, teacher_runs
+from distill_dist.study.plan import Planned, all_runs, arm_runs, make_trials
 from distill_dist.study.report import write_report
 from distill_dist.study.schedule import Schedule, Step
 from distill_dist.study.study_file import Study
@@ -81,11 +81,7 @@ class Running:
     def run(self, configs: Sequence[RunConfig]) -> dict[str, Any]:
         """All of it; returns the summary. Raises Interrupted, and UserError where it cannot go on."""
         self._prepare(configs)
-        teachers = make_trials(teacher_runs(self.study), self.study.out)
-        self._train("teachers", teachers)
-        for trial in teachers:
-            _check_done(trial, read_verdict(trial.folder))
-        self._train("runs", self._make(self.schedule.ready()), follow=self._follow, total=len(self.schedule))
+        self._train()
         write_json(self.study.out / CHOSEN, self._record())  # also where nothing is tuned
         runs: dict[str, list[Path]] = {}
         for block in self.study.blocks:
@@ -117,13 +113,12 @@ class Running:
         return trials
 
     def _follow(self, trial: Trial, verdict: Verdict) -> list[Trial]:
-        """What can start now that a run has ended. Raises UserError for a point of tuning that failed."""
-        if self.schedule.step_of(trial.folder) is not None:
+        """What can start now that a run has ended. Raises UserError where others waited for it and it failed."""
+        if self.schedule.is_needed(trial.folder):
             _check_done(trial, verdict)
         step = self.schedule.note_done(trial.folder)
-        if step is None:
-            return []
-        self._decide(step)
+        if step is not None:
+            self._decide(step)
         return self._make(self.schedule.ready())
 
     def _decide(self, step: Step) -> None:
@@ -139,22 +134,19 @@ class Running:
     def _record(self) -> dict[str, Any]:
         return {"chosen": self.chosen, "measured": [self._measured[key] for key in sorted(self._measured)]}
 
-    def _train(self, what: str, trials: Sequence[Trial], **more: Any) -> None:
-        """Run what is not done, and what ``follow`` adds. Raises Interrupted and UserError, as Runner does."""
-        if not trials:
-            return
-        total = more.get("total", len(trials))
-        self.say(f"{what}: {total}")
+    def _train(self) -> None:
+        """Every run, each as soon as it can start. Raises Interrupted and UserError, as Runner does."""
         started = time.monotonic()
         try:
             runner = Runner(
-                trials, lambda trial, slot: trial_command(self.launch, trial, slot=slot),
+                self._make(self.schedule.ready()),
+                lambda trial, slot: trial_command(self.launch, trial, slot=slot),
                 parallel=self.parallel, restarts=3, retry_failed=self.retry_failed,
-                should_stop=self.should_stop, say=lambda text: self.say(f"{what}: {text}"), **more,
+                should_stop=self.should_stop, say=self.say, follow=self._follow, total=len(self.schedule),
             )  # fmt: skip
             runner.run()
         finally:
-            self._spend(what, time.monotonic() - started)
+            self._spend("runs", time.monotonic() - started)
 
     def _evaluate(self, runs: dict[str, list[Path]]) -> None:
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Which runs of a study can start: a block's steps of tuning in turn, an arm's runs once no step of it is open."""
+"""Which runs of a study can start: a block's tuning once its teacher is there, arms once no tuning of them is open."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill_dist.study.plan import Planned, arm_runs, tuning_runs
+from distill_dist.study.plan import Planned, arm_runs, teacher_runs, tuning_runs
 from distill_dist.study.study_file import Block, Study, Tune
 
 
@@ -33,22 +33,26 @@ class Schedule:
         self.chosen: dict[str, dict[str, dict[str, str]]] = {}
         self._decided = dict.fromkeys((block.name for block in study.blocks), 0)
         self._steps: dict[str, Step] = {}  # of each block the one that is under way
+        self._teachers = dict(zip((run.folder for run in teacher_runs(study)), study.teachers, strict=True))
+        self._untaught = set(study.teachers)
         self._done: set[Path] = set()
         self._given: set[Path] = set()
         self._numbers = {each.folder: number for number, each in enumerate(_in_order(study))}
 
     def __len__(self) -> int:
-        """How many runs there are, but for teachers."""
+        """How many runs there are."""
         return len(self._numbers)
 
     def number(self, run: Path) -> int:
-        """The place of a run among all: tuning first, then arms seed by seed, blocks in turn."""
+        """The place of a run among all: teachers, tuning, then arms seed by seed; blocks in turn."""
         return self._numbers[run]
 
     def ready(self) -> list[Planned]:
         """What can start and was not given before."""
-        found: list[Planned] = []
+        found = teacher_runs(self._study)
         for block in self._study.blocks:
+            if block.teacher in self._untaught:
+                continue
             number = self._decided[block.name]
             if number < len(block.tune):
                 runs = tuning_runs(self._study, block, number, self.chosen)
@@ -60,6 +64,10 @@ class Schedule:
         self._given.update(run.folder for run in new)
         return sorted(new, key=lambda run: self.number(run.folder))
 
+    def is_needed(self, run: Path) -> bool:
+        """Whether other runs wait for it: a teacher, a point of the step under way."""
+        return run in self._teachers or self.step_of(run) is not None
+
     def step_of(self, run: Path) -> Step | None:
         """The step under way that ``run`` is a point of; None for an arm's."""
         return next((step for step in self._steps.values() if run in step.runs), None)
@@ -67,6 +75,7 @@ class Schedule:
     def note_done(self, run: Path) -> Step | None:
         """The step that can be decided now, since ``run`` was its last."""
         self._done.add(run)
+        self._untaught.discard(self._teachers.get(run, ""))
         step = self.step_of(run)
         return step if step is not None and self._done.issuperset(step.runs) else None
 
@@ -88,7 +97,11 @@ def _in_order(study: Study) -> list[Planned]:
         by_turns([tuning_runs(study, b, number, {}) for b in study.blocks if number < len(b.tune)])
         for number in rounds
     ]
-    return [*itertools.chain(*tuning), *by_turns([arm_runs(study, block, {}) for block in study.blocks])]
+    return [
+        *teacher_runs(study),
+        *itertools.chain(*tuning),
+        *by_turns([arm_runs(study, block, {}) for block in study.blocks]),
+    ]
 
 
 def by_turns(lists: Sequence[Sequence[Planned]]) -> list[Planned]:

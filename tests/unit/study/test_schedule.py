@@ -29,9 +29,38 @@ def finish(schedule: Schedule, runs: list[Planned]) -> Step:
     return found[-1]
 
 
+def taught(schedule: Schedule) -> int:
+    """All teachers are done; returns how many."""
+    teachers = schedule.ready()
+    for run in teachers:
+        assert schedule.is_needed(run.folder)
+        assert schedule.note_done(run.folder) is None
+    return len(teachers)
+
+
+def test_a_block_waits_for_its_own_teacher_alone(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    text = path.read_text(encoding="utf-8").replace(
+        "teachers: {t: teacher.yaml}", "teachers: {t: teacher.yaml, slow: teacher.yaml}"
+    )
+    start = text.index("  small:")
+    path.write_text(text[:start] + text[start:].replace("teacher: t", "teacher: slow", 1), encoding="utf-8")
+    study = read_study(path)
+    schedule = Schedule(study)
+    teachers = schedule.ready()
+    assert names(study, teachers) == ["teachers/t", "teachers/slow"]
+    schedule.note_done(teachers[0].folder)
+    step = finish(schedule, schedule.ready())
+    schedule.decide(step, {"weight.kd": "0.6"})
+    assert {name.split("/")[0] for name in names(study, schedule.ready())} == {"large"}
+    schedule.note_done(teachers[1].folder)
+    assert names(study, schedule.ready()) == ["small/kd/seed1"]
+
+
 def test_arms_wait_for_the_steps_that_choose_for_them_and_for_no_others(study: Study) -> None:
     """kd and kd_cl wait for the first step of `large`, gkd for both; so does `small`, which is tuned as it is."""
     schedule = Schedule(study)
+    teachers = taught(schedule)
     first = schedule.ready()
     assert {name.split("/")[1] for name in names(study, first)} == {"tune1-kd"}
     assert len(first) == 8
@@ -53,11 +82,12 @@ def test_arms_wait_for_the_steps_that_choose_for_them_and_for_no_others(study: S
     config = last[0].load()
     assert (config.weight.kd, config.weight.gradient) == (0.6, 1)
     assert schedule.ready() == []
-    assert len(schedule) == len(first) + len(second) + len(last)
+    assert len(schedule) == teachers + len(first) + len(second) + len(last)
 
 
 def test_an_arm_is_no_point_of_a_step(study: Study) -> None:
     schedule = Schedule(study)
+    taught(schedule)
     point = schedule.ready()[0].folder
     found = schedule.step_of(point)
     assert found is not None
@@ -69,6 +99,7 @@ def test_an_arm_is_no_point_of_a_step(study: Study) -> None:
 
 def test_numbers_put_tuning_before_arms_and_blocks_in_turn(study: Study) -> None:
     schedule, out = Schedule(study), study.out
+    taught(schedule)
     points = [schedule.number(run.folder) for run in schedule.ready()]
     arms = [schedule.number(out / name / "kd" / "seed1") for name in ("large", "small")]
     assert max(points) < arms[0]
