@@ -108,8 +108,10 @@ def _numbers(text: str) -> tuple[int, ...]:
         match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6})(?::([0-9]{1,6}))?)?", part)
         if match is None or match[3] in ("0", "00"):
             raise UserError(f"--array={text}: '{part}' is no task and no range of tasks")
-        first = int(match[1])
-        found += range(first, int(match[2] or first) + 1, int(match[3] or 1))
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last:
+            raise UserError(f"--array={text}: the first number of '{part}' is above the second")
+        found += range(first, last + 1, int(match[3] or 1))
     return tuple(found)
 
 

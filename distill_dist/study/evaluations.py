@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill_dist.errors import Interrupted, UserError
-from distill_dist.hub import weights_digest
+from distill_dist.hub import locate, weights_digest
 
 EVALUATE = Path(__file__).resolve().parents[2] / "launcher" / "evaluate.py"
 POLL_S = 0.2
@@ -45,7 +45,7 @@ class Asked:
                 for split in self.splits
             )
             taught = all(each["sha256"] == digest_of(each["path"]) for each in found["models"]["teachers"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
             return False
         is_same = model == weights_digest(run / "model") and rows == self.saliency_rows
         return is_whole and taught and is_same
@@ -53,8 +53,8 @@ class Asked:
 
 @functools.cache
 def digest_of(model: str) -> str:
-    """weights_digest of a teacher: read once for all runs."""
-    return weights_digest(Path(model))
+    """weights_digest of a teacher, also of the hub's: read once for all runs. Raises UserError where there is none."""
+    return weights_digest(Path(locate(model, what="teacher")))
 
 
 def num_predictions(path: Path) -> int:

@@ -79,6 +79,7 @@ def test_an_array(tmp_path: Path, array: str, expected: tuple[int, ...]) -> None
         (["--gpus-per-node=a100"], r"--gpus-per-node: 'a100'"),
         (["--array=a"], r"--array=a: 'a' is no task"),
         (["--array=0-4:0"], r"'0-4:0' is no task"),
+        (["--array=0,5-2"], r"--array=0,5-2: the first number of '5-2' is above the second"),
     ],
 )
 def test_what_cannot_be_read_is_refused(tmp_path: Path, options: list[str], message: str) -> None:

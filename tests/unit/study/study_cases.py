@@ -39,7 +39,8 @@ report: {baseline: kd, split: held_out}
 
 
 def write_study(folder: Path, study: str = STUDY) -> Path:
-    """The files below ``folder``; runs go to its `out`."""
+    """The files below ``folder``, and the teacher's of a run that is done; runs go to its `out`."""
+    (folder / "out" / "teachers" / "t" / "model").mkdir(parents=True, exist_ok=True)
     (folder / "p").mkdir(exist_ok=True)
     (folder / "p" / "manifest.json").write_text("{}", encoding="utf-8")
     for name, text in (("base", BASE), ("teacher", TEACHER)):

@@ -53,6 +53,19 @@ def test_a_whole_one_counts(run: Path) -> None:
     assert Asked(("dev",), 9).is_answered(run)
 
 
+def test_a_teacher_of_the_hub_is_looked_for_there(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = evaluation(tmp_path)
+    places = {"org/name": found["models"]["teachers"][0]["path"]}
+    found["models"]["teachers"][0]["path"] = "org/name"
+    write(run, found)
+    assert not ASKED.is_answered(run), "nobody knows it"
+    digest_of.cache_clear()
+    monkeypatch.setattr("distill_dist.study.evaluations.locate", lambda path, *, what: places[path])
+    assert ASKED.is_answered(run)
+
+
 def test_what_is_missing_or_of_others_does_not(run: Path, tmp_path: Path) -> None:
     assert not Asked(("dev", "tune"), 9).is_answered(run)
     assert not Asked(("dev",), 8).is_answered(run)

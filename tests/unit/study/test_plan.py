@@ -86,7 +86,7 @@ def test_a_run_of_another_teacher_or_other_rows_is_not_taken_for_this_one(
     study: Study, tmp_path: Path
 ) -> None:
     model = study.out / "teachers" / "t" / "model"
-    model.mkdir(parents=True)
+    model.mkdir(parents=True, exist_ok=True)
     (model / "model.safetensors").write_bytes(b"one")
     planned = arm_runs(study, study.blocks[1], {})
     first, _ = make_trials(planned, study.out)
