@@ -68,8 +68,10 @@ def shared_data() -> Path:
 
 # They start processes too, but nothing in them waits for a deadline: they may run beside the others.
 PATIENT = (
-    "tests/e2e/test_curriculum_confidence.py",
     "tests/e2e/test_demo.py",
+    "tests/e2e/test_export.py",
+    "tests/e2e/test_export_installed.py",
+    "tests/e2e/test_prepare.py",
     "tests/e2e/test_real_job.py",
     "tests/e2e/test_study.py",
     "tests/multi/test_engine.py",

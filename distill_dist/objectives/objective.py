@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from distill_dist.objectives.alignment import direction_distance, patience_B
-from distill_dist.objectives.attribution import attribution_distance_B
-from distill_dist.objectives.divergences import cross_entropy_B, distillation_B
-from distill_dist.objectives.noise import noisy_distillation_B
+from distill_dist.objectives.terms import TERMS, Term
 from distill_dist.records import (
     Batch,
     BatchCounts,
@@ -215,15 +211,15 @@ class Objective:
         names = [name for name in self.weights if name != "cross_entropy"]
         return tuple(teacher_tag(name, n) for name in names for n in range(len(self.teacher_weights)))
 
-    def _term(self, name: str, student: StudentOutput, teacher: TeacherSignal | None, batch: Batch) -> _Term:
+    def _term(self, name: str, student: StudentOutput, teacher: TeacherSignal | None, batch: Batch) -> Term:
         """One term; of several teachers the weighted sum of each one's own (METHOD.md §7)."""
         if not isinstance(teacher, JoinedSignal) or not teacher.members or name == "cross_entropy":
-            return _TERMS[name](self, student, teacher, batch)  # type: ignore[arg-type]
-        parts = [_TERMS[name](self, student, member, batch) for member in teacher.members]
+            return TERMS[name](self, student, teacher, batch)  # type: ignore[arg-type]
+        parts = [TERMS[name](self, student, member, batch) for member in teacher.members]
         values = [w * part.values for w, part in zip(self.teacher_weights, parts, strict=True)]
         flags = [part.no_direction for part in parts if part.no_direction is not None]
         no_direction = torch.stack(flags).any(dim=0) if flags else None
-        return _Term(torch.stack(values).sum(dim=0), parts[0].counted, no_direction, tuple(parts))
+        return Term(torch.stack(values).sum(dim=0), parts[0].counted, no_direction, tuple(parts))
 
     def _row_weights(self, batch: Batch) -> dict[str, Tensor]:
         """What every row's part of a term is multiplied by [B], for the terms where rows differ."""
@@ -235,96 +231,3 @@ class Objective:
         if self.scale_alignment is not None:
             found |= dict.fromkeys(SCALED, reliance_B / self.scale_alignment)
         return found
-
-
-@dataclass(frozen=True)
-class _Term:
-    """Values of one term, which of them count, and where there was no direction to compare."""
-
-    values: Tensor
-    counted: Tensor
-    no_direction: Tensor | None = None
-    members: tuple[_Term, ...] = ()  # of each teacher, where they are separate
-
-    @property
-    def mean_parts(self) -> tuple[Tensor, Tensor]:
-        """(sum, count) of the values that count, detached."""
-        return self.summed(1.0).detach(), self.counted.sum()
-
-    def summed(self, scale: float, weights_B: Tensor | None = None) -> Tensor:
-        """``scale`` · Σ of the values that count, each times its row's weight where rows have one."""
-        values = self.values.masked_fill(~self.counted, 0.0)
-        if weights_B is not None:
-            values = values * weights_B.view(-1, *[1] * (values.ndim - 1))
-        return values.sum() if scale == 1 else values.sum() * scale
-
-
-def _cross_entropy(this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch) -> _Term:
-    return _Term(cross_entropy_B(student.logits_BC, batch.labels_B), batch.is_real_B)
-
-
-def _distillation(this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch) -> _Term:
-    values_B = distillation_B(
-        student.logits_BC,
-        teacher.logits_BC,
-        temperature=this.temperature,
-        per_class=this.kd_per_class,
-    )
-    return _Term(values_B, batch.is_real_B)
-
-
-def _noisy(this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch) -> _Term:
-    assert student.noisy_logits_BDC is not None
-    assert teacher.noisy_logits_BDC is not None
-    values_B = noisy_distillation_B(
-        student.noisy_logits_BDC,
-        teacher.noisy_logits_BDC,
-        temperature=this.temperature,
-        per_class=this.kd_per_class,
-    )
-    return _Term(values_B, batch.is_real_B)
-
-
-def _patience(this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch) -> _Term:
-    assert student.cls_states_BKH is not None
-    assert teacher.cls_states_BKH is not None
-    return _Term(patience_B(student.cls_states_BKH, teacher.cls_states_BKH), batch.is_real_B)
-
-
-def _gradient_embedding(
-    this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch
-) -> _Term:
-    assert student.embedding_gradient_BLVH is not None
-    assert teacher.embedding_gradient_BLVH is not None
-    distance_BLV, zero_BLV = direction_distance(
-        student.embedding_gradient_BLVH, teacher.embedding_gradient_BLVH
-    )
-    real_BL = batch.attention_mask_BL.bool() & batch.is_real_B[:, None]
-    return _Term(distance_BLV.mean(dim=-1), real_BL, zero_BLV.any(dim=-1))
-
-
-def _gradient_cls(this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch) -> _Term:
-    assert student.cls_gradients_BKVH is not None
-    assert teacher.cls_gradients_BKVH is not None
-    distance_BKV, zero_BKV = direction_distance(student.cls_gradients_BKVH, teacher.cls_gradients_BKVH)
-    return _Term(distance_BKV.mean(dim=-1).sum(dim=1), batch.is_real_B, zero_BKV.any(dim=-1).any(dim=-1))
-
-
-def _attribution(this: Objective, student: StudentOutput, teacher: TeacherSignal, batch: Batch) -> _Term:
-    assert student.attribution_BLC is not None
-    assert teacher.attribution_BLC is not None
-    values_B, zero_B = attribution_distance_B(
-        student.attribution_BLC, teacher.attribution_BLC, norm=this.attribution_norm
-    )
-    return _Term(values_B, batch.is_real_B, zero_B)
-
-
-_TERMS: dict[str, Callable[[Objective, StudentOutput, TeacherSignal, Batch], _Term]] = {
-    "cross_entropy": _cross_entropy,
-    "distillation": _distillation,
-    "patience": _patience,
-    "gradient_embedding": _gradient_embedding,
-    "gradient_cls": _gradient_cls,
-    "attribution": _attribution,
-    "noisy_distillation": _noisy,
-}

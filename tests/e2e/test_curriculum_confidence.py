@@ -12,6 +12,7 @@ from tiny import launch
 from distill_dist.curriculum.snapshot import Snapshot
 from distill_dist.data.shards import PreparedSplit, open_split
 
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 SIZES = (
     "data.source=synthetic_nli", "data.max_length=64", "data.synthetic.dev_rows=500", "batch.size=64",
     "cluster.device=cpu", "cluster.threads=1", "evaluate.saliency=false",
@@ -52,7 +53,6 @@ def learnt(expert: Path, folder: Path, *corpus: str) -> tuple[PreparedSplit, np.
     return open_split(prepared, "train"), snapshot.scores_at(np.arange(snapshot.num_rows))
 
 
-@pytest.mark.timeout(1200)
 def test_rows_are_as_hard_as_they_are_known_to_be(expert: Path, tmp_path: Path) -> None:
     """Words that differ, one to six, against 1 - p(true class). From random weights no such relation appears."""
     split, confidence = learnt(expert, tmp_path, "data.synthetic.max_steps=6")
@@ -61,7 +61,6 @@ def test_rows_are_as_hard_as_they_are_known_to_be(expert: Path, tmp_path: Path) 
     assert found >= 0.3
 
 
-@pytest.mark.timeout(1200)
 def test_wrong_labels_are_among_the_least_confident(expert: Path, tmp_path: Path) -> None:
     noisy = ("data.synthetic.max_steps=1", "data.synthetic.label_noise=0.2", "data.synthetic.seed=1")
     split, confidence = learnt(expert, tmp_path, *noisy)

@@ -45,7 +45,9 @@ def finished(started: Started) -> Started:
     return started
 
 
-@pytest.mark.parametrize("route", ["double_backward", "central_difference"])
+@pytest.mark.parametrize(
+    "route", ["double_backward", pytest.param("central_difference", marks=pytest.mark.long)]
+)
 def test_zero_3_gives_the_run_of_zero_1(
     world: World, reference: Reference, tmp_path: Path, route: str
 ) -> None:
