@@ -139,12 +139,26 @@ def noisy_logits_BDC(parts: EncoderParts, inputs: Inputs, noise_BDLH: Tensor) ->
     return torch.stack(found, dim=1)
 
 
+class _Enough(Exception):
+    """Ends a forward whose rest nobody reads."""
+
+    def __init__(self, embedding_BLH: Tensor) -> None:
+        super().__init__()
+        self.embedding_BLH = embedding_BLH
+
+
 def embedding_output_BLH(parts: EncoderParts, inputs: Inputs) -> Tensor:
-    """E, what the embedding block puts out, without a graph; costs one forward of the whole model."""
-    with (
-        torch.no_grad(),
-        watch_points(parts, layers=(), embedding_gradient=False, cls_gradients=False) as points,
-    ):
-        parts.logits_BC(*inputs)
-    assert points.embedding_BLH is not None
-    return points.embedding_BLH
+    """E, what the embedding block puts out, without a graph; the layers after it are not computed."""
+
+    def stop(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        raise _Enough(output)
+
+    handle = parts.embeddings.register_forward_hook(stop)
+    try:
+        with torch.no_grad():
+            parts.logits_BC(*inputs)
+    except _Enough as enough:
+        return enough.embedding_BLH
+    finally:
+        handle.remove()
+    raise AssertionError("the embedding block was not called")

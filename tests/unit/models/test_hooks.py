@@ -17,7 +17,13 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from distill_dist.models.build import set_checkpointing
 from distill_dist.models.encoder import EncoderParts, encoder_parts
-from distill_dist.models.hooks import Displacement, InnerPoints, gradients_at, watch_points
+from distill_dist.models.hooks import (
+    Displacement,
+    InnerPoints,
+    embedding_output_BLH,
+    gradients_at,
+    watch_points,
+)
 from distill_dist.records import Batch
 
 LAYERS = (1, 3)
@@ -389,3 +395,16 @@ def test_the_forward_itself_does_not_change_even_under_dropout(family: str) -> N
         found = run(parts, batch)
     assert not torch.allclose(logits[0], logits[1])
     assert torch.equal(found, logits[0])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_embedding_output_alone_computes_no_layer(case: str) -> None:
+    model, batch = example(case)
+    _, _, points = hooked(model, batch)
+    parts = encoder_parts(model)
+    for layer in parts.layers:
+        layer.register_forward_pre_hook(lambda *_: pytest.fail("a layer was computed"))
+    found = embedding_output_BLH(parts, batch.inputs)
+    assert points.embedding_BLH is not None
+    assert torch.equal(found, points.embedding_BLH)
+    assert not found.requires_grad
