@@ -39,7 +39,7 @@ def _results(table: TaskTable, found: Sequence[GroupLine]) -> Chart:
     rows = [(line.group.label, line.cells[column].values) for line in found[:MOST_ROWS]]
     mark = next((line.cells[column].mean for line in found if line.group is table.baseline), None)
     name = f"{NAMES[table.metric]} on {table.split}"
-    return dots(_most("Results", found), rows, across=f"{name}; a dot a seed, a bar the mean", mark=mark)
+    return dots(_most("Results", found), rows, across=f"{name}\na dot a seed, a bar the mean", mark=mark)
 
 
 def _learning(table: TaskTable, points: Mapping[Path, Points]) -> Chart | None:
