@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def _results(table: TaskTable, found: Sequence[GroupLine]) -> Chart:
 
 def _learning(table: TaskTable, points: Mapping[Path, Points]) -> Chart | None:
     """The metric over steps, means over seeds in a band from the lowest to the highest."""
-    tag = f"{table.split}/{table.metric}"
+    split = _followed(table, points)
+    tag = f"{split}/{table.metric}"
     named: list[Line] = []
     faint: list[Line] = []
     for line in table.lines:
@@ -67,8 +69,19 @@ def _learning(table: TaskTable, points: Mapping[Path, Points]) -> Chart | None:
     caption = "Means over seeds, from the lowest to the highest as a band." if _bands(named) else ""
     if faint:
         caption += f" In grey {len(faint)} more, lower in the table."
-    up = f"{NAMES[table.metric]} on {table.split}"
+    up = f"{NAMES[table.metric]} on {split}"
     return lines("Learning", [*faint, *named], across="optimizer step", up=up, caption=caption)
+
+
+def _followed(table: TaskTable, points: Mapping[Path, Points]) -> str:
+    """The table's split, or the one that most runs scored while they trained, where none scored that one."""
+    found: Counter[str] = Counter()
+    for run in (run for line in table.lines for run in line.group.runs if run.path in points):
+        tags = [tag.split("/") for tag in points[run.path].curves]
+        found.update(tag[0] for tag in tags if tag[1:] == [table.metric])
+    if table.split in found or not found:
+        return table.split
+    return found.most_common(1)[0][0]
 
 
 def _has(points: Mapping[Path, Points], path: Path, tag: str) -> bool:

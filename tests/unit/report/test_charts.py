@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from distill_dist.report import charts
+from distill_dist.report import charts, task_charts
 from distill_dist.report.charts import MOST_POINTS, Chart, Line
+from distill_dist.report.collect import Choice, collect
 from distill_dist.report.points import Points, read_points
 from distill_dist.report.rows_of_snapshot import read_row_map
 from distill_dist.report.run_charts import run_charts
-from report.run_cases import HOSTILE, write_run
+from distill_dist.report.run_record import find_runs
+from report.run_cases import HOSTILE, write_many, write_run
 
 LABELS = ("_hidden", "$x$ and $", "正面 \x00\x0b\ud7ff", HOSTILE, "a" * 100, "\n")
 
@@ -72,3 +75,17 @@ def test_a_run_with_everything_has_every_picture(tmp_path: Path) -> None:
 
 def test_a_run_with_nothing_has_none() -> None:
     assert run_charts(Points(), None) == []
+
+
+@pytest.mark.parametrize("split", ["dev", "held_out"])
+def test_learning_is_shown_on_a_split_that_was_scored_while_training(tmp_path: Path, split: str) -> None:
+    """Of rows that are only scored at the end there is no curve."""
+    write_many(tmp_path, seeds=2, methods={"kd": 0.8, "gkd": 0.88})
+    found = collect(find_runs([tmp_path]), Choice(baseline="kd", split="dev"), progress=lambda text: None)
+    (table, _), *_ = found.tasks
+    points = {
+        run.path: read_points(run.path / "tensorboard", []) for line in table.lines for run in line.group.runs
+    }
+    drawn = task_charts._learning(replace(table, split=split), points)
+    assert drawn is not None
+    assert "accuracy on dev" in texts(drawn)
