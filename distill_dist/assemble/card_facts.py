@@ -88,11 +88,14 @@ def split_figures(
     if evaluation is None:
         found = [_from_summary(run, name, manifest) for name in value_at(run.summary, "splits") or {}]
     else:
-        found = [_from_evaluation(run, name, tree) for name, tree in evaluation["splits"].items()]
+        some = number_at(evaluation, "settings", "saliency_rows")
+        found = [_from_evaluation(run, name, tree, some) for name, tree in evaluation["splits"].items()]
     return tuple(sorted(found, key=lambda split: (split.name != "dev", split.name)))
 
 
-def _from_evaluation(run: RunRecord, name: str, tree: Tree) -> SplitFigures:
+def _from_evaluation(run: RunRecord, name: str, tree: Tree, some: float | None) -> SplitFigures:
+    """``some``: of how many rows at most `evaluate.py` measured saliency."""
+
     def of(*path: str) -> dict[str, Measured]:
         values, limits = value_at(tree, *path) or {}, value_at(tree, "intervals", *path) or {}
         return {
@@ -110,7 +113,12 @@ def _from_evaluation(run: RunRecord, name: str, tree: Tree) -> SplitFigures:
     classes = {
         each: of("per_class", "student", each) for each in value_at(tree, "per_class", "student") or {}
     }
-    return SplitFigures(name, tree["rows"], student, teacher, loyalty, classes)
+    fewer = (
+        int(some)
+        if some is not None and some < tree["rows"] and any(key.startswith("sl_") for key in loyalty)
+        else None
+    )
+    return SplitFigures(name, tree["rows"], student, teacher, loyalty, classes, fewer)
 
 
 def _from_summary(run: RunRecord, name: str, manifest: Manifest | None) -> SplitFigures:

@@ -134,7 +134,7 @@ def _use(facts: CardFacts) -> str:
     return (
         block("\n".join(lines), "python")
         + f"\n\n`truncation=True` cuts texts to the {facts.max_length} tokens that the model was trained with; without "
-        f"it a longer text is an error.{order}"
+        f"it longer texts are read as the model never learned to, or are an error.{order}"
     )
 
 
@@ -206,7 +206,13 @@ def _split(split: SplitFigures) -> str:
     counted = "" if split.rows is None else f", {split.rows:,} rows"
     text = f"### {code(split.name)}{counted}\n\n{table(('', 'student', 'teacher'), rows)}"
     if split.loyalty:
-        loyal = [(names.get(name, code(name)), _number(value)) for name, value in split.loyalty.items()]
+        fewer = (
+            "" if split.saliency_rows is None else f" ({split.saliency_rows:,} of the rows, evenly spaced)"
+        )
+        loyal = [
+            (names.get(name, code(name)) + (fewer if name.startswith("sl_") else ""), _number(value))
+            for name, value in split.loyalty.items()
+        ]
         text += f"\n\n{table(('how far it behaves as its teacher', ''), loyal)}"
     if split.classes:
         by_class = [

@@ -12,6 +12,7 @@ from distill_dist.report.charts import Chart
 from distill_dist.report.collect import Collected
 from distill_dist.report.comparison import Against, Cell, GroupLine, TaskTable
 from distill_dist.report.figures import NAMES
+from distill_dist.report.run_record import value_at
 from distill_dist.report.run_view import RunView
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -69,7 +70,15 @@ def render(found: Collected, *, made: str, command: str) -> str:
         column_name=_column_name,
         with_problems=[view for view in found.runs if view.problems],
         teachers=_teachers,
+        selected=_selected(found),
     )
+
+
+def _selected(found: Collected) -> str:
+    """On which split the runs chose their epochs."""
+    splits = {str(value_at(view.run.config, "evaluate", "select_on") or "dev") for view in found.runs}
+    names = " or ".join(sorted(splits)) or "dev"
+    return f"Each run kept its best epoch on {names}, so its figure there is a little high."
 
 
 def _picture(chart: Chart) -> str:

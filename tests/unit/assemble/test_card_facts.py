@@ -120,6 +120,26 @@ def test_rows_prepared_anew_are_not_those_that_were_scored() -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "loyalty", "expected"),
+    [(2, {"sl_spearman_norm": 0.5}, 2), (3, {"sl_spearman_norm": 0.5}, None), (2, {"ll": 0.5}, None),
+     (None, {"sl_spearman_norm": 0.5}, None)],
+)  # fmt: skip
+def test_of_how_many_rows_saliency_is(
+    asked: int | None, loyalty: dict[str, float], expected: int | None
+) -> None:
+    evaluation = {
+        "splits": {"held_out": {"rows": 3, "student": {}, "loyalty": loyalty}},
+        "settings": {
+            "intervals": "percentile", "confidence": 0.95, "resamples": 7,
+            **({} if asked is None else {"saliency_rows": asked}),
+        },
+        "models": {"teachers": []}, "data": {"manifest": "old"},
+    }  # fmt: skip
+    (split,) = facts_of(config_of(), None, evaluation).splits
+    assert split.saliency_rows == expected
+
+
+@pytest.mark.parametrize(
     ("overrides", "present", "absent"),
     [
         (["method=finetune"], ["seed"], ["temperature", "weight of matched gradients"]),

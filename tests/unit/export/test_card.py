@@ -128,3 +128,12 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 def test_every_method_is_told() -> None:
     assert METHODS.keys() == set(objective.METHODS)
+
+
+def test_saliency_of_some_rows_is_not_that_of_all(tmp_path: Path) -> None:
+    loyalty = {"ll": Measured(0.9), "sl_spearman_norm": Measured(0.8)}
+    some = saved(tmp_path, facts(splits=(replace(DEV, loyalty=loyalty, saliency_rows=250),)))
+    (line,) = [line for line in some.text.splitlines() if "Spearman, norm" in line]
+    assert "(250 of the rows, evenly spaced)" in line
+    assert some.text.count("of the rows, evenly spaced") == 1
+    assert "evenly spaced" not in saved(tmp_path, facts(splits=(replace(DEV, loyalty=loyalty),))).text

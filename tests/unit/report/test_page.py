@@ -83,6 +83,16 @@ def test_a_page_of_four_runs(four: tuple[Page, str, dict[str, Any]]) -> None:
     json.dumps(tables, allow_nan=False)
 
 
+def test_the_split_that_chose_the_epochs_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", method="kd")
+    assert "Each run kept its best epoch on dev, " in page_of(run)[0].text
+    config = run / "config.yaml"
+    config.write_text(
+        config.read_text(encoding="utf-8") + "\nevaluate: {select_on: tune}\n", encoding="utf-8"
+    )
+    assert "Each run kept its best epoch on tune, " in page_of(run)[0].text
+
+
 def test_nothing_comes_from_elsewhere(four: tuple[Page, str, dict[str, Any]]) -> None:
     text = four[1]
     without_pictures = re.sub(r'src="data:image/svg\+xml;base64,[^"]*"', "", text)
