@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill_dist.errors import UserError
 from distill_dist.report.charts import Chart
 from distill_dist.report.comparison import TaskTable, compare_task
 from distill_dist.report.groups import Group, group_runs, pick_baselines
 from distill_dist.report.points import Points, read_points
 from distill_dist.report.rows_of_snapshot import read_row_map
 from distill_dist.report.run_charts import run_charts
-from distill_dist.report.run_record import RunRecord, read_run
+from distill_dist.report.run_record import RunRecord, read_run, value_at
 from distill_dist.report.run_view import RunView
 from distill_dist.report.saliency import read_examples
 from distill_dist.report.task_charts import task_charts
@@ -45,7 +46,7 @@ def collect(
     progress: Callable[[str], None],
     table_of: Mapping[Path, str] | None = None,
 ) -> Collected:
-    """Read the runs, compare them, draw. Raises UserError where ``choice.baseline`` names nothing.
+    """Read the runs, compare them, draw. Raises UserError where ``choice`` names a baseline or a split of no run.
 
     ``table_of``: the table of a run where it is not its task's, say of students of another size.
     """
@@ -57,6 +58,7 @@ def collect(
         record.table = (table_of or {}).get(path, "")
         points[path] = read_points(path / "tensorboard", record.problems)
         records.append(record)
+    _check_split(records, choice.split)
     groups = group_runs(records)
     baselines = pick_baselines(groups, choice.baseline) if choice.baseline else {}
     tables = []
@@ -74,6 +76,19 @@ def collect(
             table.notes.append(f"{choice.baseline} is not among its runs: nothing is compared")
         tables.append((table, task_charts(table, points)))
     return Collected(choice, tables, _views(tables, points, choice, progress))
+
+
+def _check_split(records: Sequence[RunRecord], split: str) -> None:
+    """Raises UserError for one that no run has, but for dev, which every run is scored on."""
+    known: set[str] = set()
+    for record in records:
+        evaluated, scored = (value_at(tree, "splits") for tree in (record.evaluation, record.summary))
+        planned = (value_at(record.config, "data", key) for key in ("splits", "hold_out"))
+        for found in (evaluated, scored, *planned):
+            known.update(found if isinstance(found, dict) else ())
+    if split != "dev" and split not in known:
+        names = ", ".join(sorted(map(str, known))) or "none yet"
+        raise UserError(f"--split {split}: no run here has it (they have {names})")
 
 
 def _views(

@@ -208,9 +208,12 @@ def value_at(tree: Any, *keys: str) -> Any:
 
 
 def number_at(tree: Any, *keys: str) -> float | None:
-    """The number under ``keys``; None for anything else."""
+    """The number under ``keys``; None for anything else, and for one that no float holds."""
     found = value_at(tree, *keys)
-    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+    try:
+        return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+    except OverflowError:
+        return None
 
 
 def _text(value: Any) -> str:

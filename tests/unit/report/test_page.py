@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from distill_dist.errors import UserError
 from distill_dist.report.collect import Choice, collect
 from distill_dist.report.page import as_json, render
 from distill_dist.report.run_record import find_runs
@@ -91,6 +92,21 @@ def test_the_split_that_chose_the_epochs_is_named(tmp_path: Path) -> None:
         config.read_text(encoding="utf-8") + "\nevaluate: {select_on: tune}\n", encoding="utf-8"
     )
     assert "Each run kept its best epoch on tune, " in page_of(run)[0].text
+
+
+def test_a_split_of_no_run_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", method="kd")
+    with pytest.raises(UserError, match=r"--split nope: no run here has it \(they have dev"):
+        page_of(run, split="nope")
+
+
+def test_a_number_that_no_float_holds_is_none(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", method="kd")
+    path = run / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary["student"]["accuracy"] = summary["splits"]["dev"]["accuracy"] = 10**400
+    path.write_text(json.dumps(summary), encoding="utf-8")
+    page_of(run)
 
 
 def test_nothing_comes_from_elsewhere(four: tuple[Page, str, dict[str, Any]]) -> None:
