@@ -39,6 +39,7 @@ from distill_dist.models.build import (
 )
 from distill_dist.models.decoder import is_decoder, teacher_parts
 from distill_dist.models.encoder import EncoderParts, encoder_parts, max_positions
+from distill_dist.models.tokenizer import VOCABULARIES
 
 
 @dataclass(frozen=True)
@@ -195,17 +196,13 @@ def check_vocabulary(model_config: Any, tokens: Manifest | TeacherTokens, *, wha
         )
 
 
-# In one of these a tokenizer keeps its vocabulary, whatever its family and age.
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "tokenizer.model")
-
-
 def check_tokenizer(folder: str, prepared: Path, *, what: str, name: str = TOKENIZER_FOLDER) -> None:
     """Raises UserError when the model in ``folder`` has another vocabulary than the prepared data.
 
     It would answer nonsense without a word. A folder without a tokenizer cannot be compared. ``name`` says in
     which of the two vocabularies it reads: `tokenizer` or `teacher_tokenizer`.
     """
-    if not any((Path(folder) / name).exists() for name in _VOCABULARIES):
+    if not any((Path(folder) / name).exists() for name in VOCABULARIES):
         return
     with naming_the_folder(folder, "tokenizer"):
         theirs = AutoTokenizer.from_pretrained(folder).get_vocab()

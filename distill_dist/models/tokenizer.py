@@ -6,7 +6,14 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from distill_dist.errors import UserError
 from distill_dist.models.build import naming_the_folder
+
+# In one of these a tokenizer keeps its vocabulary, whatever its family and age.
+VOCABULARIES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "tokenizer.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
 
 
 def save_tokenizer(source: Path, folder: Path, *, max_length: int, takes_token_types: bool) -> None:
@@ -14,7 +21,10 @@ def save_tokenizer(source: Path, folder: Path, *, max_length: int, takes_token_t
 
     Prepared data's knows only how much some model of its family can read, which may be more than this one can. A model
     without segments gets none: DistilBERT takes no such argument, and a pair's lie outside of RoBERTa's embedding.
+    Raises UserError where ``source`` has no vocabulary: `transformers` would make one of five tokens.
     """
+    if not any((source / name).is_file() for name in VOCABULARIES):
+        raise UserError(f"{source} has no tokenizer.json, nor another file of a vocabulary: put it back")
     with naming_the_folder(str(source), "tokenizer"):
         names = AutoTokenizer.from_pretrained(source).model_input_names
         kept = [name for name in names if takes_token_types or name != "token_type_ids"]

@@ -13,7 +13,7 @@ from distill_dist.data.synthetic_nli import build_tokenizer
 from distill_dist.durable import sha256_file
 from distill_dist.errors import UserError
 from distill_dist.export.model_files import WEIGHTS, copy_model
-from distill_dist.models.tokenizer import save_tokenizer
+from distill_dist.models.tokenizer import VOCABULARIES, save_tokenizer
 
 
 @pytest.fixture
@@ -39,6 +39,13 @@ def test_a_pair_longer_than_the_model_reads(source: Path, tmp_path: Path) -> Non
     assert pipeline("text-classification", model=str(out))(pair, truncation=True)["score"] > 0
     with pytest.raises((IndexError, RuntimeError)):  # with the tokenizer as it was
         pipeline("text-classification", model=str(source))(pair, truncation=True)
+
+
+def test_a_tokenizer_that_is_gone_is_not_made_up(source: Path, tmp_path: Path) -> None:
+    for file in VOCABULARIES:
+        (source / file).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+        save_tokenizer(source, tmp_path / "out", max_length=32, takes_token_types=True)
 
 
 def test_segments_stay_where_the_model_reads_them(source: Path, tmp_path: Path) -> None:
