@@ -113,11 +113,8 @@ def _from_evaluation(run: RunRecord, name: str, tree: Tree, some: float | None) 
     classes = {
         each: of("per_class", "student", each) for each in value_at(tree, "per_class", "student") or {}
     }
-    fewer = (
-        int(some)
-        if some is not None and some < tree["rows"] and any(key.startswith("sl_") for key in loyalty)
-        else None
-    )
+    has_saliency = any(key.startswith("sl_") for key in loyalty)
+    fewer = int(some) if some is not None and some < tree["rows"] and has_saliency else None
     return SplitFigures(name, tree["rows"], student, teacher, loyalty, classes, fewer)
 
 

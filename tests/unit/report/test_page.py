@@ -16,7 +16,7 @@ import pytest
 from distill_dist.errors import UserError
 from distill_dist.report.collect import Choice, collect
 from distill_dist.report.page import as_json, render
-from distill_dist.report.run_record import find_runs
+from distill_dist.report.run_record import find_runs, number_at, read_run
 from report.run_cases import HOSTILE, write_many, write_run
 
 VOID = {"meta", "img", "br", "input", "link"}
@@ -106,7 +106,8 @@ def test_a_number_that_no_float_holds_is_none(tmp_path: Path) -> None:
     summary = json.loads(path.read_text(encoding="utf-8"))
     summary["student"]["accuracy"] = summary["splits"]["dev"]["accuracy"] = 10**400
     path.write_text(json.dumps(summary), encoding="utf-8")
-    page_of(run)
+    assert number_at(read_run(run).summary, "student", "accuracy") is None
+    assert "run-1" in page_of(run)[1]
 
 
 def test_nothing_comes_from_elsewhere(four: tuple[Page, str, dict[str, Any]]) -> None:
