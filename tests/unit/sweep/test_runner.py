@@ -99,9 +99,11 @@ def test_what_follows_on_a_trial_starts_after_it_and_a_second_call_follows_too(
 def test_who_cannot_follow_lets_those_on_their_way_end(tmp_path: Path, plans: Path) -> None:
     plan = planned(tmp_path, "method=gkd,gkd_cls", "seed=0,1")  # two groups: trials 0 and 2 start together
     write_plan(plans, 0, "failed")
+    write_plan(plans, 2, "wait")  # on its way until the other is known to have failed
 
     def follow(trial: Trial, verdict: Verdict) -> list[Trial]:
         if verdict.state == "failed":
+            (plan.trials[2].folder / "go").touch()
             raise UserError(f"{trial.name} is needed")
         return []
 
