@@ -227,12 +227,14 @@ class RunFolder:
         """``weights`` in the shape of ``model`` and its tokenizer, as a Hugging Face folder, in one step.
 
         ``save_tokenizer`` writes the tokenizer's files into a folder.
-        ``best`` ("step", "value") and the checksum of the weights stand in it as well, and are returned.
+        ``best`` ("step", "value") and checksums, of the weights and of every other file, stand in it as well, and are
+        returned.
         """
         with durable_folder(self.model) as temporary:
             model.save_pretrained(temporary, state_dict=dict(weights))  # which empties it
             save_tokenizer(temporary)
-            record = {**best, "sha256": sha256_file(temporary / "model.safetensors")}
+            sums = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+            record = {**best, "sha256": sums.pop("model.safetensors"), "files": sums}
             write_json(temporary / BEST, record)
         return record
 

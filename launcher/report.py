@@ -16,6 +16,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from distill_dist.command_line import launch_plain
@@ -56,14 +57,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     _check(args)
     require_extra("report", what="the report")
     paths = find_runs(args.places)
+    out = args.out or (args.places[0] / NAME if len(args.places) == 1 else Path(NAME))
+    _check_writable(out)
     if args.saliency or args.rows:
         _compute_examples(paths, args)
     choice = Choice(args.baseline, args.split, args.resamples, args.seed, args.details)
     found = collect(paths, choice, progress=_progress)
-    out = args.out or (args.places[0] / NAME if len(args.places) == 1 else Path(NAME))
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     page = render(found, made=made, command=shlex.join(["python", *sys.argv]))
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_durable(out, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     _progress("")
     print(f"{out}: {len(page) / 1e6:.1f} MB, {len(paths)} runs", file=sys.stderr)
@@ -80,6 +81,20 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--saliency chooses the rows itself: give it or --rows")
     if not all(part.isdecimal() for part in args.rows.split(",") if args.rows):
         raise UserError(f"--rows {args.rows}: must be row numbers of the split, say 3,17")
+
+
+def _check_writable(out: Path) -> None:
+    """Before the work; makes the folder that the page goes into."""
+    try:
+        if out.is_dir():
+            raise UserError(f"--out {out} is a folder: give the name of a file, say {out / NAME}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written: {error.strerror} ({error.filename}): give another place with --out FILE"
+        ) from error
 
 
 def _compute_examples(paths: list[Path], args: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ def gather(
     name: str,
     labels: tuple[str, ...],
     parameters: int,
+    architecture: str,
     sha256: str,
     teachers: Mapping[str, str],
     lower_cases: bool,
@@ -53,6 +54,7 @@ def gather(
         labels=labels,
         method=config.method,
         parameters=parameters,
+        architecture=architecture,
         weights_sha256=sha256,
         max_length=config.data.max_length,
         settings=settings_of(config, run, folder=folder),
@@ -172,11 +174,14 @@ def _sources(manifest: Manifest, folder: str) -> tuple[SplitSource, ...]:
 
 def _origin(manifest: Manifest, split: str, folder: str) -> str:
     identity = manifest.request["splits"].get(split, {})
-    drawn = identity.get("drawn")
+    drawn, place = identity.get("drawn"), _place(manifest, identity, folder)
     if drawn is None:
-        return _place(manifest, identity, folder)
-    part = "drawn out of" if drawn["part"] else "what draws left of"
-    return f"{part} {_place(manifest, identity, folder)}, seed {drawn['seed']}"
+        return place
+    if drawn["part"]:
+        return f"drawn out of {place}, seed {drawn['seed']}"
+    held_out = f"without the rows of {' and '.join(drawn['hold_out'])}" if drawn["hold_out"] else ""
+    most = f"at most {drawn['max_rows']:,} of its rows" if drawn["max_rows"] else ""
+    return f"{place}, {', '.join(filter(None, (held_out, most)))}, seed {drawn['seed']}"
 
 
 def _place(manifest: Manifest, identity: Tree, folder: str) -> str:

@@ -23,11 +23,12 @@ def limits_of(
 ) -> tuple[str, ...]:
     """The lines; ``task`` may hold anything."""
     return (
-        f"Trained on the rows of {code(task)} alone. It gives every text one of its classes, also where none fits, and "
-        "nothing is known of it on texts of another kind.",
+        f"Trained on {_count(manifest)} rows of {code(task)} alone. It gives every text one of its classes, also where "
+        "none fits, and nothing is known of it on texts of another kind.",
         *_language(config, manifest, lower_cases),
         *_length(config, manifest),
         *_figures(config, splits),
+        *_held_out(config, splits),
         *(() if with_intervals else ("Its figures have no intervals: they were not computed.",)),
         f"One run with one seed ({config.seed}): how far another seed would move these numbers is not known.",
         *_training(config),
@@ -36,6 +37,20 @@ def limits_of(
         "Bias, fairness and texts that are meant to mislead it were not examined.",
         "No licence is stated: those of the weights that it began from and of its rows hold.",
     )
+
+
+def _count(manifest: Manifest | None) -> str:
+    train = None if manifest is None else manifest.splits.get("train")
+    return "the" if train is None else f"{train.rows:,}"
+
+
+def _held_out(config: RunConfig, splits: tuple[SplitFigures, ...]) -> Iterator[str]:
+    drawn = [code(split.name) for split in splits if split.name in config.data.hold_out]
+    if drawn:
+        yield (
+            f"Rows of {' and '.join(drawn)} were drawn out of the training rows before the training: they taught it "
+            "nothing, and are of the same origin."
+        )
 
 
 def _language(config: RunConfig, manifest: Manifest | None, lower_cases: bool) -> Iterator[str]:

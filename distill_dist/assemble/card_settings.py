@@ -41,6 +41,8 @@ def _student(config: RunConfig, folder: str) -> Iterator[tuple[str, str]]:
         )
     yield "embeddings kept fixed", "yes" if student.freeze_embeddings else "no"
     yield "dropout", f"{student.dropout:g}"
+    if config.data.tokenizer:
+        yield "tokenizer", hide_places(config.data.tokenizer, folder=folder)
     yield "longest text", f"{config.data.max_length} tokens"
 
 
@@ -49,6 +51,8 @@ def _objective(config: RunConfig) -> Iterator[tuple[str, str]]:
     if config.method != "finetune":
         yield "share of the teacher's logits (weight.kd)", f"{weight.kd:g}"
         yield "temperature", f"{objective.temperature:g}"
+        scale = {"sum": "summed over the classes", "mean": "divided by the number of classes"}
+        yield "divergence from the teacher", scale.get(objective.kd_scale, objective.kd_scale)
         if is_pool(config):
             shares = ", ".join(f"{teacher.weight:.3g}" for teacher in teachers_of(config))
             yield "several teachers, joined by", f"{config.teacher.combine} (weights {shares})"
@@ -98,4 +102,9 @@ def _training(config: RunConfig, run: RunRecord) -> Iterator[tuple[str, str]]:
     if students is not None:
         stage = number_at(run.summary, "zero_stage")
         zero = "" if stage is None else f", ZeRO {stage:.0f}"
-        yield "processes", f"{students:.0f} students, {teachers or 0:.0f} teachers{zero}"
+        said = f"{_counted(students, 'student')}, {_counted(teachers or 0, 'teacher')}"
+        yield "processes", f"{said}{zero}"
+
+
+def _counted(number: float, what: str) -> str:
+    return f"{number:.0f} {what}{'' if number == 1 else 's'}"

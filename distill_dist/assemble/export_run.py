@@ -14,15 +14,16 @@ from distill_dist.assemble.card_facts import gather
 from distill_dist.assemble.evaluated_models import find_teachers
 from distill_dist.assemble.export_latency import measure_latency
 from distill_dist.assemble.export_onnx import write_onnx
-from distill_dist.assemble.finished_run import finished_run, has_evaluation, noted_best, prepared_rows
+from distill_dist.assemble.finished_run import evaluation_missing, finished_run, noted_best, prepared_rows
 from distill_dist.assemble.score import Asked, score
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import Manifest
 from distill_dist.export.card import CARD, model_card
 from distill_dist.export.facts import CardFacts
 from distill_dist.export.latency import as_text
-from distill_dist.export.model_files import WEIGHTS, copy_model
+from distill_dist.export.model_files import WEIGHTS, check_model, copy_model
 from distill_dist.export.place import new_folder, sizes, write_record
+from distill_dist.export.settings_file import SETTINGS, write_settings
 from distill_dist.models.build import load_classifier, use_own_kernel
 from distill_dist.models.encoder import EncoderParts, encoder_parts
 from distill_dist.models.tokenizer import save_tokenizer
@@ -47,11 +48,13 @@ def export_run(config: RunConfig, asked: ExportAsked) -> dict[str, Any]:
     transformers.logging.disable_progress_bar()
     run = finished_run(asked.run)
     best = noted_best(run.path / "model")
+    check_model(run.path / "model", sha256=best["sha256"], others=best["files"])
     manifest = prepared_rows(config, needed_by=_needs_rows(config, asked, run))
     with new_folder(asked.out) as folder:
         copy_model(run.path / "model", folder, sha256=best["sha256"])
         facts = _Export(config, asked, run, manifest, folder).facts(best)
         model_card(facts).save(folder / CARD)
+        write_settings(run.config, folder / SETTINGS, folder=run.started_in)
         record = _record(facts)
         write_record(folder, record)
         files = sizes(folder)
@@ -63,9 +66,9 @@ def export_run(config: RunConfig, asked: ExportAsked) -> dict[str, Any]:
 
 
 def _needs_rows(config: RunConfig, asked: ExportAsked, run: RunRecord) -> list[str]:
-    scores = asked.evaluate and not has_evaluation(config, run)
+    missing = evaluation_missing(config, run)
     needs = {
-        "scoring (--no-evaluate leaves it out)": scores,
+        f"scoring, since evaluation.json {missing} (--no-evaluate leaves it out)": asked.evaluate and missing,
         "--onnx": asked.onnx,
         "--latency": asked.latency,
     }
@@ -99,6 +102,7 @@ class _Export:
             name=self.asked.out.resolve().name,
             labels=_labels(student.model.config),
             parameters=sum(each.numel() for each in student.model.parameters()),
+            architecture=_architecture(student.model.config),
             sha256=best["sha256"],
             teachers={path: place for path, _, place in teachers},
             lower_cases=_lower_cases(self.folder),
@@ -107,15 +111,15 @@ class _Export:
 
     def _evaluation(self, *, teacher_is_there: bool) -> dict[str, Any] | None:
         """evaluation.json where it is of this model, else what evaluate.py would find; None: neither."""
-        if has_evaluation(self.config, self.run):
+        missing = evaluation_missing(self.config, self.run)
+        if not missing:
             return self.run.evaluation
         path = self.run.path
-        kind = "is of another model or teacher" if self.run.evaluation else "is not there"
         remedy = f"python launcher/evaluate.py {path} --saliency"
         if not self.asked.evaluate:
-            _say(f"{path}/evaluation.json {kind}: the card has no intervals ({remedy} makes them)")
+            _say(f"{path}/evaluation.json {missing}: the card has no intervals ({remedy} makes them)")
             return None
-        _say(f"{path}/evaluation.json {kind}: scoring now ({remedy} would keep it for the next time)")
+        _say(f"{path}/evaluation.json {missing}: scoring now ({remedy} would keep it for the next time)")
         defined = value_at(self.run.summary, "loyalty", "sl_spearman_norm") is not None
         wanted = Asked(student=str(path / "model"), saliency=defined and teacher_is_there)
         return score(self.config, wanted).record
@@ -152,6 +156,11 @@ def _student(model: Path) -> EncoderParts:
 
 def _labels(config: Any) -> tuple[str, ...]:
     return tuple(str(config.id2label[number]) for number in range(config.num_labels))
+
+
+def _architecture(config: Any) -> str:
+    layers = config.num_hidden_layers
+    return f"{config.model_type}, {layers} layer{'' if layers == 1 else 's'} of width {config.hidden_size}"
 
 
 def _lower_cases(folder: Path) -> bool:

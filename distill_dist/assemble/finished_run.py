@@ -38,11 +38,14 @@ def finished_run(path: Path) -> RunRecord:
 
 
 def noted_best(model: Path) -> dict[str, Any]:
-    """`step`, `value` and `sha256` of the run's model. Raises UserError where that is not what a run exported."""
+    """`step`, `value`, `sha256` and `files` of the run's model. Raises UserError where a run exported no such model."""
     try:
         found = json.loads((model / BEST).read_text(encoding="utf-8"))
         if not isinstance(found["sha256"], str):
             raise TypeError("no checksum")
+        files = found.setdefault("files", {})  # a run of an older version noted the weights' alone
+        if not all(isinstance(each, str) and Path(each).name == each for each in (*files, *files.values())):
+            raise TypeError("no checksums")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{model} is not the model that a run exported ({BEST}: {error}): put the run's model folder back"
@@ -50,13 +53,18 @@ def noted_best(model: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def has_evaluation(config: RunConfig, run: RunRecord) -> bool:
-    """Whether the run's evaluation.json is of these weights, and against no other teacher than the run's own."""
+def evaluation_missing(config: RunConfig, run: RunRecord) -> str:
+    """Why evaluation.json is not that of these weights, against no other teacher than the run's own; "": it is."""
+    damage = [problem for problem in run.problems if problem.startswith("evaluation.json")]
+    if damage:
+        return damage[0].removeprefix("evaluation.json ")
+    if not run.evaluation:
+        return "is not there"
     scored = value_at(run.evaluation, "models", "student", "sha256")
     teachers = [each["path"] for each in value_at(run.evaluation, "models", "teachers") or []]
     own = [teacher.path for teacher in teachers_of(config)]
-    splits = value_at(run.evaluation, "splits")
-    return bool(splits) and teachers in ([], own) and scored == weights_digest(run.path / "model")
+    fits = teachers in ([], own) and scored == weights_digest(run.path / "model")
+    return "" if fits and value_at(run.evaluation, "splits") else "is of another model or teacher"
 
 
 def prepared_rows(config: RunConfig, *, needed_by: Sequence[str]) -> Manifest | None:

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from distill_dist.export.facts import CardFacts, Measured, OnnxFacts, SplitFigures
 from distill_dist.export.latency import LatencyTable, conditions
 from distill_dist.export.markdown import block, code, hide_places, one_line, table
+from distill_dist.export.settings_file import SETTINGS
 
 CARD = "README.md"
 # name in our records -> (the hub's name of the metric, how people write it)
@@ -105,9 +106,9 @@ def _what(facts: CardFacts) -> str:
     what = "pairs of texts" if len(facts.columns) == 2 else "single texts"
     labels = ", ".join(code(label) for label in facts.labels)
     return (
-        f"An encoder of {facts.parameters:,} parameters that sorts {what} of the task {code(facts.task)} into "
-        f"{len(facts.labels)} classes: {labels}. It was made by distill-dist and is a plain `transformers` folder: "
-        "nothing but `transformers` and `torch` is needed to run it."
+        f"An encoder of {facts.parameters:,} parameters ({code(facts.architecture)}) that sorts {what} of the task "
+        f"{code(facts.task)} into {len(facts.labels)} classes: {labels}. It was made by distill-dist and is a plain "
+        "`transformers` folder: nothing but `transformers` and `torch` is needed to run it."
     )
 
 
@@ -181,9 +182,13 @@ def _teacher(facts: CardFacts) -> str:
         if facts.metric in split.teacher
     ]
     if facts.teacher_missing:
-        lines.append(
-            "not at hand when this was exported: figures against it are the run's own, if there are any"
+        has_figures = any(split.teacher or split.loyalty for split in facts.splits)
+        kept = (
+            "what is said of it is what the run measured at its end"
+            if has_figures
+            else "nothing is known of it"
         )
+        lines.append(f"not at hand when this was exported: {kept}")
     return "\n".join(f"* {line}" for line in lines)
 
 
@@ -294,7 +299,10 @@ def _command(facts: CardFacts) -> str:
         if words[1].endswith(("/deepspeed", "/torchrun")):  # the console script that its interpreter runs
             words = [words[1], *words[2:]]
     words[0] = words[0].rpartition("/")[2]
-    return block(shlex.join(words), "sh")
+    return (
+        f"{block(shlex.join(words), 'sh')}\n\nThe configuration that this resolved to is beside this card as "
+        f"`{SETTINGS}`; absolute paths in it are shortened (`…/`)."
+    )
 
 
 def _versions(versions: Mapping[str, str]) -> str:

@@ -80,6 +80,7 @@ class CardFacts:
     labels: tuple[str, ...]
     method: str
     parameters: int
+    architecture: str  # `bert, 3 layers of width 384`
     weights_sha256: str
     max_length: int
     settings: tuple[tuple[str, str], ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from distill_dist.report.figures import LOYALTY, figure, main_metric, splits_of
-from distill_dist.report.groups import Group
+from distill_dist.report.groups import Group, differences
 from distill_dist.report.row_scores import COMMAND, data_of, find_predictions, row_scores
+from distill_dist.report.run_record import RunRecord
 from distill_dist.report.statistics import (
     Difference,
     Scored,
@@ -22,6 +24,8 @@ from distill_dist.report.statistics import (
 )
 
 LEVEL = 0.05
+_OF_COMMIT = 12  # characters
+_MOST_VERSIONS = 5  # that a note names
 SAME_MODEL = 0.005  # between a run's figure and its predictions': a device or a kernel may turn a few rows
 
 
@@ -43,6 +47,7 @@ class Against:
     rows: Difference | None = None
     rows_missing: str = ""  # why there is no comparison row by row
     seeds: SeedTest | None = None
+    fields: list[tuple[str, str, str]] = field(default_factory=list)  # (name, here, in the baseline)
     rows_p: float | None = None
     seeds_p: float | None = None
 
@@ -58,9 +63,11 @@ class Against:
 
     @property
     def basis(self) -> str:
-        """What the verdict stands on."""
-        parts = ["rows"] * (self.rows_p is not None) + ["seeds"] * (self.seeds_p is not None)
-        return ", ".join(parts)
+        """The tests that the verdict stands on: where no difference is shown, those that do not show it."""
+        tests = {"rows": self.rows_p, "seeds": self.seeds_p}
+        made = {name: p for name, p in tests.items() if p is not None}
+        silent = [name for name, p in made.items() if p >= LEVEL]
+        return ", ".join(silent or made)
 
 
 @dataclass
@@ -105,9 +112,23 @@ def compare_task(
     lines.sort(key=lambda line: _place(line.cells.get((split, metric))))
     table = TaskTable(groups[0].task, split, metric, columns, lines, baseline)
     table.unfinished = sum(figure(run, split, metric) is None for run in runs)
+    table.notes += _other_versions(runs)
     if baseline is not None:
         _against_all(table, baseline, resamples=resamples, seed=seed)
     return table
+
+
+def _other_versions(runs: Sequence[RunRecord]) -> list[str]:
+    """A note on every package, and on the code itself, of which the runs that have figures had several versions."""
+    found = []
+    with_figures = [run.versions for run in runs if run.done and run.versions]
+    for name in dict.fromkeys(name for versions in with_figures for name in versions):
+        counts = Counter(versions[name][:_OF_COMMIT] for versions in with_figures if name in versions)
+        if len(counts) > 1:
+            said = ", ".join(f"{version} ({count})" for version, count in counts.most_common(_MOST_VERSIONS))
+            more = f" and {len(counts) - _MOST_VERSIONS} others" if len(counts) > _MOST_VERSIONS else ""
+            found.append(f"its runs were made with several versions of {name}: {said}{more}")
+    return found
 
 
 def _place(cell: Cell | None) -> tuple[bool, float]:
@@ -141,6 +162,7 @@ def _against_all(table: TaskTable, baseline: Group, *, resamples: int, seed: int
         if line.group is baseline or column not in line.cells:
             continue
         found = Against(line.cells[column].mean - base.cells[column].mean)
+        found.fields = differences(line.group, baseline)
         found.seeds = seed_test(_by_seed(line.group, *column), _by_seed(baseline, *column))
         ours = _RowsOfGroup(line.group, *column)
         found.rows_missing = theirs.missing or ours.missing or ours.unlike(theirs)

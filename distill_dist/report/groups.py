@@ -53,6 +53,7 @@ NOT_COMPARED = (
 )
 # Resolved from weight.kd where they are not set: beside it they say nothing.
 _FOLLOW_KD = ("reliance.initial", "reliance.maximum")
+_MOST_LINES = 20  # that a message names
 _LONGEST = 40  # characters of a value in a label: of a path its end tells
 
 
@@ -134,6 +135,21 @@ def _label(name: str, mine: Mapping[str, Any], rivals: Sequence[Mapping[str, Any
     return " · ".join([name, *said])
 
 
+def differences(group: Group, other: Group) -> list[tuple[str, str, str]]:
+    """(field, value in ``group``, value in ``other``) wherever their configurations differ, but for the label."""
+    ours, theirs = (_compared(each.runs[0]) for each in (group, other))
+    keys = [key for key in dict.fromkeys((*ours, *theirs)) if key not in ("", "label")]
+
+    def shown(leaves: Mapping[str, Any], key: str) -> str:
+        return _shown(leaves[key]) if key in leaves else "–"
+
+    return [
+        (key, shown(ours, key), shown(theirs, key))
+        for key in keys
+        if repr(ours.get(key)) != repr(theirs.get(key))
+    ]
+
+
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= _LONGEST else "…" + text[-_LONGEST + 1 :]
@@ -162,9 +178,13 @@ def pick_baselines(groups: Sequence[Group], wanted: str) -> dict[str, Group]:
                 found[task] = matching[0]
                 break
     if not found:
-        there = ", ".join(sorted({group.method for group in groups}))
+        methods = sorted({group.method for group in groups})
+        lines = sorted({group.label for group in groups} - set(methods))
+        more = f" and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else ""
+        named = f" ({'; '.join(map(repr, lines[:_MOST_LINES]))}{more})" if lines else ""
         raise UserError(
-            f"--baseline {wanted}: no such method ({there}), line of the table or run folder among these runs"
+            f"--baseline {wanted}: no such method ({', '.join(methods)}), line of the table{named} or run folder "
+            "among these runs"
         )
     return found
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill_dist.report.run_record import RunRecord, best_dev, by_number, last_step, read_run
 
-_COLUMNS = ("run", "state", "method", "task", "seed", "best dev", "steps", "age")
+_COLUMNS = ("run", "state", "method", "label", "task", "seed", "best dev", "steps", "age")
 _RIGHT = ("seed", "best dev", "steps", "age")
 SORTS = ("name", "age", "dev")
 
@@ -47,21 +47,25 @@ def _entry(record: RunRecord) -> dict[str, Any]:
 
 
 def table(entries: Sequence[dict[str, Any]], *, now: float | None = None) -> str:
-    """The entries for reading, with what is wrong with broken ones below."""
+    """The entries for reading, with what is wrong with broken ones below. Labels only where a run has one."""
     now = time.time() if now is None else now
-    rows = [_cells(entry, now) for entry in entries]
-    widths = [max(len(row[place]) for row in [_COLUMNS, *rows]) for place in range(len(_COLUMNS))]
-    lines = [_line(row, widths) for row in [_COLUMNS, *rows]]
+    rows = [_COLUMNS, *(_cells(entry, now) for entry in entries)]
+    shown = [
+        place for place, name in enumerate(_COLUMNS) if name != "label" or any(row[place] for row in rows[1:])
+    ]
+    widths = {place: max(len(row[place]) for row in rows) for place in shown}
+    lines = [_line(row, widths) for row in rows]
     for entry in entries:
         said = [*entry["problems"], *([entry["reason"]] if entry["state"] in ("failed", "refused") else [])]
         lines += [f"{_plain(entry['run'])}: {_plain(text)}" for text in said]
     return "\n".join(lines)
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+def _line(cells: Sequence[str], widths: Mapping[int, int]) -> str:
+    """``widths`` of the columns that are shown, by their place."""
     parts = [
-        cell.rjust(width) if name in _RIGHT else cell.ljust(width)
-        for name, cell, width in zip(_COLUMNS, cells, widths, strict=True)
+        cells[place].rjust(width) if _COLUMNS[place] in _RIGHT else cells[place].ljust(width)
+        for place, width in widths.items()
     ]
     return "  ".join(parts).rstrip()
 
@@ -71,7 +75,8 @@ def _cells(entry: dict[str, Any], now: float) -> tuple[str, ...]:
     return (
         _plain(entry["run"]),
         _plain(entry["state"]),
-        _plain(entry["label"]),
+        _plain(entry["method"]),
+        "" if entry["label"] == entry["method"] else _plain(entry["label"]),
         _plain(entry["task"]),
         "–" if entry["seed"] is None else str(entry["seed"]),
         "–" if dev is None else f"{dev:.4f}",

@@ -93,7 +93,9 @@ def _column_name(table: TaskTable, column: tuple[str, str]) -> str:
 
 
 def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
 
 
 def _share(value: float | None) -> str:
@@ -160,5 +162,7 @@ def _line_json(table: TaskTable, line: GroupLine) -> dict[str, Any]:
             "p_rows": against.rows_p,
             "p_seeds": against.seeds_p,
             "verdict": against.verdict,
+            "verdict_by": against.basis,
+            "differs_in": [name for name, _, _ in against.fields],
         }
     return found

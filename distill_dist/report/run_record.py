@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -127,7 +126,13 @@ def read_run(path: Path, *, whole: bool = True) -> RunRecord:
         said = "lost"
     elif said == "failed" and state.get("refused"):
         said = "refused"
-    changed = max(number_at(state, "time") or 0.0, _modified(path / "logs" / "rank-00000.log"))
+    changed = number_at(state, "time") or 0.0
+    if said in (
+        "running",
+        "lost",
+        "unknown",
+    ):  # of one that has ended a copied folder would tell another time
+        changed = max(changed, _modified(path / "logs" / "rank-00000.log"))
     record = RunRecord(path, said, _text(state.get("reason")), changed, summary, config, problems=problems)
     if not (state or summary or config) and not problems:
         problems.append("nothing of a run in it")
@@ -163,10 +168,15 @@ def last_step(record: RunRecord) -> int | None:
 
 
 def best_dev(record: RunRecord) -> float | None:
-    """Dev metric of the best epoch: the summary's, the task's own where it has one; before the end, so far."""
+    """Dev metric of the model that is kept: the summary's, the task's own where it has one; before the end, so far.
+
+    None before the end of a run that chooses its epoch on another split: what it has noted is of that one.
+    """
     for name in MAIN_METRICS:
         if (found := number_at(record.summary, "student", name)) is not None:
             return found
+    if (value_at(record.config, "evaluate", "select_on") or "dev") != "dev":
+        return None
     return number_at(read_object(record.path / "model" / "best_epoch.json", []), "value")
 
 
@@ -177,11 +187,25 @@ def by_number(name: str) -> list[tuple[int, str]]:
 
 def read_object(path: Path, problems: list[str]) -> dict[str, Any]:
     """The JSON object in ``path``; {} where it is missing, or damaged, which goes into ``problems``."""
-    return _read(path, json.loads, "JSON object", problems)
+    return _read(path, _parse_json, "JSON object", problems)
+
+
+def _parse_json(text: str) -> Any:
+    found = json.loads(text)
+    if "\\ud" in text.lower():  # half a surrogate pair is a text that no file and no page can hold
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
 
 
 def _read_yaml(path: Path, problems: list[str]) -> dict[str, Any]:
-    return _read(path, functools.partial(yaml.load, Loader=_Loader), "mapping", problems)
+    return _read(path, _parse_yaml, "mapping", problems)
+
+
+def _parse_yaml(text: str) -> Any:
+    # a run writes none; with them a few lines can stand for a tree without end
+    if "*" in text and any(isinstance(each, yaml.AliasEvent) for each in yaml.parse(text, Loader=_Loader)):
+        raise ValueError("it has aliases (*name), which no run writes")
+    return yaml.load(text, Loader=_Loader)
 
 
 def _read(path: Path, parse: Callable[[str], Any], kind: str, problems: list[str]) -> dict[str, Any]:

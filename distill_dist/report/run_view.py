@@ -106,7 +106,7 @@ class RunView:
         found = []
         for name, value in flatten(tree if isinstance(tree, dict) else {}).items():
             if not name.startswith("intervals.") and isinstance(value, int | float):
-                found.append((name, float(value), pair(limits.get(name))))
+                found.append((name, value, pair(limits.get(name))))
         return found
 
     @property

@@ -278,7 +278,12 @@ def test_export_is_a_loadable_folder_with_the_given_weights(folder: RunFolder, t
     assert (folder.model / "tokenizer.json").read_text(encoding="utf-8") == "{}"
     assert (folder.model / "config.json").exists()
     assert json.loads((folder.model / "best_epoch.json").read_text(encoding="utf-8")) == record
-    assert record == {"step": 50, "value": 2.0, "sha256": sha256_file(folder.model / "model.safetensors")}
+    assert record == {
+        "step": 50,
+        "value": 2.0,
+        "sha256": sha256_file(folder.model / "model.safetensors"),
+        "files": {name: sha256_file(folder.model / name) for name in ("config.json", "tokenizer.json")},
+    }
     again = type(model).from_pretrained(folder.model)
     assert torch.equal(again.classifier.weight, 2 * model.classifier.weight)
 

@@ -40,6 +40,7 @@ def facts_of(config: RunConfig, manifest: Manifest | None, evaluation: Any = Non
     run = RunRecord(Path("r"), "done", "", 0.0, SUMMARY, {}, started_in="/srv/work")
     given: dict[str, Any] = {
         "name": "n", "labels": ("no", "yes"), "parameters": 1, "sha256": "s", "lower_cases": True,
+        "architecture": "bert, 1 layer of width 8",
         "teachers": {"/srv/teacher/model": "there"},
     }  # fmt: skip
     return gather(config, run, evaluation, manifest, **{**given, **more})
@@ -53,7 +54,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_of_the_hub_and_what_was_drawn_of_them() -> None:
-    drawn = {"hold_out": {"tune": 5}, "max_rows": 0, "seed": 3}
+    drawn = {"hold_out": {"tune": 5}, "max_rows": 2000, "seed": 3}
     manifest = manifest_of(
         train={**HUB, "drawn": {**drawn, "part": ""}},
         dev={**HUB, "split": "validation"},
@@ -64,7 +65,9 @@ def test_rows_of_the_hub_and_what_was_drawn_of_them() -> None:
     assert found.base_model == "owner/base"
     origins = {each.name: each.origin for each in found.sources}
     assert origins["dev"] == "hub: owner/rows, qqp, split validation, revision abc"
-    assert origins["train"] == "what draws left of hub: owner/rows, qqp, split train, revision abc, seed 3"
+    assert origins["train"] == (
+        "hub: owner/rows, qqp, split train, revision abc, without the rows of tune, at most 2,000 of its rows, seed 3"
+    )
     assert origins["tune"] == "drawn out of hub: owner/rows, qqp, split train, revision abc, seed 3"
     assert found.manifest == manifest_hash(manifest)
 
@@ -81,7 +84,8 @@ def test_local_rows_are_no_data_set_of_the_hub() -> None:
 
 
 def test_figures_of_the_run_where_nothing_was_evaluated() -> None:
-    found = facts_of(config_of("evaluate.select_on=tune"), manifest_of(train=HUB, dev=HUB, tune=HUB))
+    config = config_of("evaluate.select_on=tune", "data.hold_out={tune: 5}")
+    found = facts_of(config, manifest_of(train=HUB, dev=HUB, tune=HUB))
     dev, tune = found.splits
     assert (dev.name, tune.name, found.intervals) == ("dev", "tune", None)
     assert (found.metric, dev.student["f1"].value, dev.teacher["f1"].value) == ("f1", 0.8, 0.83)
@@ -94,6 +98,8 @@ def test_figures_of_the_run_where_nothing_was_evaluated() -> None:
     assert "have no intervals" in limits
     assert "7 of the 100 training rows were cut" in limits
     assert "makes all letters small" in limits
+    assert "Trained on 100 rows of `qqp` alone" in limits
+    assert "Rows of `tune` were drawn out of the training rows before the training" in limits
 
 
 def test_rows_prepared_anew_are_not_those_that_were_scored() -> None:
@@ -143,7 +149,7 @@ def test_of_how_many_rows_saliency_is(
     ("overrides", "present", "absent"),
     [
         (["method=finetune"], ["seed"], ["temperature", "weight of matched gradients"]),
-        (["method=kd"], ["temperature"], ["weight of matched [CLS] states", "gradients matched at"]),
+        (["method=kd"], ["divergence from the teacher"], ["weight of matched [CLS] states", "gradients matched at"]),
         (["method=pkd"], ["weight of matched [CLS] states"], ["gradients matched at"]),
         (["method=gkd"], ["gradients matched at", "gradient of a gradient by"], ["weight of matched [CLS] states"]),
         (["method=gkd_cls", "alignment.share=0.5"], ["share of rows with gradients"], ["curriculum"]),

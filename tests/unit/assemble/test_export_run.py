@@ -66,6 +66,7 @@ def test_what_is_exported(
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
+        "training_config.yaml",
     }
     assert {path.name for path in out.iterdir()} == found["files"].keys() == names
     record = json.loads((out / "export.json").read_text())
@@ -82,6 +83,12 @@ def test_what_is_exported(
     assert "4,321 parameters" in card.text
     assert "python launcher/train.py --config kd.yaml" in card.text
     assert "10 rows of `dev`" in card.text
+    assert "(`bert, 1 layer of width 16`)" in card.text
+    assert "2 students, 1 teacher, ZeRO 1" in card.text
+    settings = yaml.safe_load((out / "training_config.yaml").read_text(encoding="utf-8"))
+    assert settings["student"]["path"] == "teacher/model"
+    run_config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    assert settings["train"] == run_config["train"]
     for path in out.iterdir():
         assert str(tmp_path).encode() not in path.read_bytes(), path
         assert path.stat().st_mode & 0o044, f"{path} is for its owner alone"
@@ -160,9 +167,16 @@ def test_rows_that_are_gone(pairs: list[str], tmp_path: Path) -> None:
     gone = replace(config, data=replace(config.data, prepared=str(tmp_path / "nowhere")))
     asked = ExportAsked(tmp_path / "run", tmp_path / "out")
     with pytest.raises(
-        UserError, match=r"no prepared data in .*needed for scoring \(--no-evaluate leaves it out\): give"
+        UserError,
+        match=r"no prepared data in .*needed for scoring, since evaluation.json is not there "
+        r"\(--no-evaluate leaves it out\): give",
     ):
         export_run(gone, asked)
+    evaluation = tmp_path / "run" / "evaluation.json"
+    evaluation.write_text("{")
+    with pytest.raises(UserError, match=r"since evaluation\.json cannot be read: .* \(--no-evaluate"):
+        export_run(gone, asked)
+    evaluation.unlink()
     with pytest.raises(UserError, match="needed for --onnx and --latency"):
         export_run(gone, ExportAsked(asked.run, asked.out, evaluate=False, onnx=True, latency=True))
     assert not asked.out.exists()
@@ -242,4 +256,25 @@ def test_a_model_that_is_not_the_runs(run: tuple[Path, RunConfig], tmp_path: Pat
     (folder / "summary.json").unlink()
     with pytest.raises(UserError, match=r"has no summary\.json"):
         export_run(config, asked)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json"]
+)
+@pytest.mark.parametrize("harm", ["changed", "gone"])
+def test_a_file_of_the_model_that_the_run_did_not_write(
+    run: tuple[Path, RunConfig], tmp_path: Path, name: str, harm: str
+) -> None:
+    """It is named before rows that are missing as well."""
+    folder, config = run
+    path = folder / "model" / name
+    if harm == "changed":
+        path.write_bytes(path.read_bytes() + b" ")
+    else:
+        path.unlink()
+    gone = replace(config, data=replace(config.data, prepared=str(tmp_path / "nowhere")))
+    said = "does not match the checksum that the run noted" if harm == "changed" else "cannot be read"
+    with pytest.raises(UserError, match=f"{re.escape(name)} {said}.*put"):
+        export_run(gone, ExportAsked(folder, tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -31,6 +31,7 @@ FACTS = CardFacts(
     labels=("negative", "positive"),
     method="gkd",
     parameters=17_400_000,
+    architecture="bert, 3 layers of width 384",
     weights_sha256="ab" * 32,
     max_length=128,
     settings=(("temperature", "5"),),

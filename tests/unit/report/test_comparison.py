@@ -67,8 +67,24 @@ def test_means_over_seeds_and_the_verdict(runs: dict[str, list[Path]]) -> None:
     assert better.rows_p > better.rows.p  # adjusted for two lines
     assert (better.seeds.kind, better.seeds.seeds) == ("paired", 3)
     assert (better.verdict, better.basis) == ("better", "rows, seeds")
-    assert against(found, "pkd").verdict == "not shown"
+    unclear = against(found, "pkd")
+    assert unclear.verdict == "not shown"
+    silent = [name for name, p in (("rows", unclear.rows_p), ("seeds", unclear.seeds_p)) if p and p >= 0.05]
+    assert silent
+    assert unclear.basis == ", ".join(silent)
     assert found.notes == []
+    assert ("method", "gkd", "kd") in better.fields
+    assert {"seed", "run_dir", "label"}.isdisjoint(name for name, _, _ in better.fields)
+
+
+def test_other_code_is_noted(runs: dict[str, list[Path]], tmp_path: Path) -> None:
+    path = write_run(tmp_path / "r", method="gkd", points=False)
+    versions = json.loads((path / "versions.json").read_text())
+    (path / "versions.json").write_text(json.dumps({**versions, "commit": "d0d0", "torch": "3.0"}))
+    assert table(*runs["kd"], path).notes == [
+        f"its runs were made with several versions of {name}: {old} (3), {new} (1)"
+        for name, old, new in (("torch", "2.13.0", "3.0"), ("commit", "c0ffee", "d0d0"))
+    ]
 
 
 def test_the_other_way_round(runs: dict[str, list[Path]]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from distill_dist.config.fields import schema_fields, schema_sections
 from distill_dist.errors import UserError
-from distill_dist.report.groups import NOT_COMPARED, group_runs, pick_baselines
+from distill_dist.report.groups import NOT_COMPARED, differences, group_runs, pick_baselines
 from distill_dist.report.run_record import RunRecord
 
 
@@ -74,6 +74,16 @@ def test_what_follows_another_field_is_not_said_beside_it() -> None:
     assert "reliance.initial=0.1" in labels(*runs, other)[2]
 
 
+def test_in_what_two_groups_differ() -> None:
+    base = run("a", student={"dropout": 0.1, "layers": 3})
+    other = run("b", seed=4, label="no dropout", student={"dropout": 0.0}, weight={"kd": 0.5})
+    ours, theirs = group_runs([other, base])
+    assert differences(ours, theirs) == [
+        ("student.dropout", "0.0", "0.1"), ("weight.kd", "0.5", "–"), ("student.layers", "–", "3"),
+    ]  # fmt: skip
+    assert differences(ours, ours) == []
+
+
 def test_a_long_value_shows_its_end() -> None:
     found = labels(run("a", teacher={"path": "x" * 50 + "/one"}), run("b", teacher={"path": "two"}))
     assert found[0].startswith("kd · teacher.path=…x")
@@ -120,7 +130,10 @@ def test_baselines(wanted: str, expected: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        ("gkd", r"no such method \(kd, pkd\)"),
+        (
+            "gkd",
+            r"no such method \(kd, pkd\), line of the table \('kd · weight.kd=0.5'; 'kd · weight.kd=0.9'\)",
+        ),
         ("kd", r"2 configurations of sst2: .*'kd · weight.kd=0.5'; 'kd · weight.kd=0.9'"),
     ],
 )

@@ -51,12 +51,27 @@ def test_the_table(tmp_path: Path) -> None:
     (tmp_path / "run-2" / "summary.json").write_text(json.dumps({**summary, "label": "kd_cl"}))
     (tmp_path / "run-9" / "summary.json").write_text("{")
     lines = table(list_runs(find_runs([tmp_path])), now=5000.0 + 3 * 86400).splitlines()
-    assert lines[0].split() == ["run", "state", "method", "task", "seed", "best", "dev", "steps", "age"]
-    assert lines[1].split()[1:] == ["done", "kd_cl", "sst2", "1", "0.9500", "1,200", "3", "d"]
+    assert lines[0].split() == [
+        "run",
+        "state",
+        "method",
+        "label",
+        "task",
+        "seed",
+        "best",
+        "dev",
+        "steps",
+        "age",
+    ]
+    assert lines[1].split()[1:] == ["done", "kd", "kd_cl", "sst2", "1", "0.9500", "1,200", "3", "d"]
     assert lines[2].split()[1:] == ["done", "?", "?", "–", "–", "–", "3", "d"]
     assert "summary.json cannot be read" in lines[4]
     assert lines[5].endswith("run-10: UserError: no�[31m rows at all")
     assert len(lines) == 6
+    (tmp_path / "run-2" / "summary.json").write_text(json.dumps(summary))
+    lines = table(list_runs(find_runs([tmp_path])), now=5000.0).splitlines()
+    assert lines[0].split()[:4] == ["run", "state", "method", "task"]
+    assert lines[1].split()[1:4] == ["done", "kd", "sst2"]
 
 
 def test_the_line_is_json_whatever_a_summary_holds(tmp_path: Path) -> None:

@@ -81,6 +81,10 @@ def test_a_page_of_four_runs(four: tuple[Page, str, dict[str, Any]]) -> None:
     assert [line["label"] for line in lines] == ["gkd", "kd"]
     assert f"{lines[0]['mean']:.4f} ± {lines[0]['deviation']:.4f}" in page.text
     assert f"{lines[0]['difference']:+.4f}" in page.text
+    assert "in what each line differs from kd" in page.text
+    assert "method=gkd instead of kd" in page.text
+    assert lines[0]["differs_in"][0] == "method"
+    assert lines[0]["verdict_by"] in ("rows", "seeds", "rows, seeds")
     json.dumps(tables, allow_nan=False)
 
 

@@ -105,6 +105,18 @@ def test_before_the_end_the_configuration_and_the_newest_files_tell(tmp_path: Pa
     (run.path / "model").mkdir()
     (run.path / "model" / "best_epoch.json").write_text('{"step": 90, "value": 0.7}')
     assert (last_step(run), best_dev(run)) == (100, 0.7)
+    config = "method: gkd\nevaluate: {select_on: tune}\n"
+    (run.path / "config.yaml").write_text(config)
+    assert best_dev(read_run(run.path)) is None, "what is noted is of tune"
+
+
+def test_a_run_that_has_ended_is_as_old_as_it_says(tmp_path: Path) -> None:
+    path = run_folder(tmp_path / "r", state={"state": "done", "time": 5.0})
+    (path / "logs").mkdir()
+    (path / "logs" / "rank-00000.log").write_text("copied just now")
+    assert read_run(path).changed == 5.0
+    (path / "state.json").write_text('{"state": "running", "time": 5.0}')
+    assert read_run(path).changed > 5.0
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\xff", '"text"', "[" * 100_000], ids=range(6))
@@ -131,6 +143,22 @@ def test_values_of_other_types_are_not_taken(tmp_path: Path) -> None:
     run = read_run(run_folder(tmp_path / "r", summary=odd, versions=[], command={"command": "text"}))
     assert (run.method, run.task, run.seed, last_step(run), best_dev(run)) == ("?", "?", None, None, None)
     assert run.command == ()
+
+
+@pytest.mark.parametrize("content", ["a: &b\n  c: *b\n", "a: &b [1]\nc: *b\n"], ids=["of itself", "harmless"])
+def test_a_configuration_with_aliases_is_none_that_a_run_wrote(tmp_path: Path, content: str) -> None:
+    run = read_run(run_folder(tmp_path / "r", config=content))
+    assert run.config == {}
+    assert run.problems == ["config.yaml cannot be read: it has aliases (*name), which no run writes"]
+    assert read_run(run_folder(tmp_path / "s", config="a: '2 * 3'\n")).config == {"a": "2 * 3"}
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    whole, half = '{"task": "\\ud83d\\ude00"}', '{"task": "\\uD83D"}'
+    assert read_run(run_folder(tmp_path / "r", summary=whole)).task == "\U0001f600"
+    run = read_run(run_folder(tmp_path / "s", summary=half))
+    assert run.summary == {}
+    assert run.problems[0].startswith("summary.json cannot be read")
 
 
 def test_a_yaml_tag_makes_no_object(tmp_path: Path) -> None:
