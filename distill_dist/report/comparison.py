@@ -127,7 +127,8 @@ def _other_versions(runs: Sequence[RunRecord]) -> list[str]:
         if len(counts) > 1:
             said = ", ".join(f"{version} ({count})" for version, count in counts.most_common(_MOST_VERSIONS))
             more = f" and {len(counts) - _MOST_VERSIONS} others" if len(counts) > _MOST_VERSIONS else ""
-            found.append(f"its runs were made with several versions of {name}: {said}{more}")
+            what = "commits of the code" if name == "commit" else f"versions of {name}"
+            found.append(f"its runs were made with several {what}: {said}{more}")
     return found
 
 
