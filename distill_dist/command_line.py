@@ -126,6 +126,13 @@ def _read(
     return args, load_config(path, args.overrides, need=need)
 
 
+def named_path(text: str) -> Path:
+    """For `type=`: a path that says something. An empty one, as of a variable that is not set, is a mistake."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name: is a variable not set?")
+    return Path(text)
+
+
 def _take_folder(args: argparse.Namespace) -> None:
     """``args.folder`` becomes a Path, or None where the first word is a `key=value`, which goes to the overrides."""
     word = getattr(args, "folder", None)

@@ -14,7 +14,8 @@ import re
 import shutil
 import socket
 import struct
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 _log = logging.getLogger(__name__)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+LOCK_POLL_S = 0.1
 _FLOCK = "hhqqi"  # struct flock of 64-bit Linux: type, whence, start, length, process
 _TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.tmp")
 
@@ -41,16 +43,45 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_durable(path: Path, write: Callable[[Path], object]) -> None:
-    """``write(temporary)`` fills a temporary file; it then takes the place of ``path`` in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """``write(temporary)`` fills a temporary file; it then takes the place of ``path`` in one step.
+
+    An OSError names ``path``.
+    """
+    write_all_durable({path: write})
+
+
+def write_all_durable(writes: Mapping[Path, Callable[[Path], object]]) -> None:
+    """``write_durable`` of several files: none takes its place before all are written, then one after another.
+
+    What fails for want of room, or of a right to write, so leaves all as they were.
+    """
+    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writes}
     try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        for path, write in writes.items():
+            with _naming(path, temporaries[path]):
+                write(temporaries[path])
+                with temporaries[path].open("rb+") as file:
+                    os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            with _naming(path, temporary):
+                temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        for temporary in temporaries.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    for folder in {path.parent for path in writes}:
+        sync_folder(folder)
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """An OSError that names no file (a full disk), or ``temporary``, which nobody knows, names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -166,6 +197,20 @@ def hold_lock(path: Path) -> str | None:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return None
+
+
+@contextmanager
+def hold_while(path: Path, *, wait_s: float = 0.0) -> Iterator[str | None]:
+    """``hold_lock`` inside the block, waiting for it as long as ``wait_s``; its value: who holds it still."""
+    deadline = time.monotonic() + wait_s
+    while (holder := hold_lock(path)) is not None and time.monotonic() < deadline:
+        time.sleep(LOCK_POLL_S)
+    try:
+        yield holder
+    finally:
+        if holder is None:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def is_locked(path: Path) -> bool:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_dist.command_line import Main, launch
+from distill_dist.command_line import Main, launch, named_path
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import EXIT_USER_ERROR, UserError
 
@@ -117,13 +117,13 @@ def add_curriculum_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--folder",
-        type=Path,
+        type=named_path,
         default=Path(os.environ.get("TMPDIR") or "/var/tmp"),
         help="for temporary files, on the disk to read scores from: 26 bytes a row (default: $TMPDIR, else /var/tmp)",
     )
     parser.add_argument(
         "--streaming-python",
-        type=Path,
+        type=named_path,
         default=ROOT / ".venv-streaming" / "bin" / "python",
         metavar="PATH",
         help="interpreter that has mosaicml-streaming (default: .venv-streaming's, of make bench-curriculum)",
@@ -152,7 +152,7 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every", type=int, default=20, help="steps between two of them (default: 20)")
     parser.add_argument(
         "--folder",
-        type=Path,
+        type=named_path,
         default=Path(os.environ.get("TMPDIR") or "/var/tmp"),
         help="on the disk to write to: some 700 MB (default: $TMPDIR, else /var/tmp)",
     )

@@ -10,10 +10,11 @@ Prints one JSON line. A run's own model, and --out DIR, get evaluation.json and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
-from distill_dist.command_line import launch
+from distill_dist.command_line import launch, named_path
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
 
@@ -21,7 +22,7 @@ from distill_dist.errors import UserError
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The launcher's own options."""
     add = parser.add_argument
-    add("--run", type=Path, metavar="DIR", help="the run folder, by another name")
+    add("--run", type=named_path, metavar="DIR", help="the run folder, by another name")
     add("--student", default="", metavar="FOLDER", help="classifier to score (default: the run's)")
     add(
         "--teacher",
@@ -52,8 +53,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="bootstrap draws for intervals (default: 1000)",
     )
     add("--seed", type=int, default=0, help="of perturbations and draws (default: 0)")
-    add("--out", type=Path, metavar="DIR", help="where files go (default: the run, for its own model)")
-    add("--submission", type=Path, metavar="ZIP", help="add the GLUE server's files of this task to ZIP")
+    add("--out", type=named_path, metavar="DIR", help="where files go (default: the run, for its own model)")
+    add(
+        "--submission", type=named_path, metavar="ZIP", help="add the GLUE server's files of this task to ZIP"
+    )
     add(
         "--test", action="append", default=[], metavar="NAME=FILE",
         help="test rows of the server's file NAME, say MNLI-m=test.tsv: below data.path, or a split of the hub's",
@@ -92,12 +95,11 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     _check(config, args)
     out = args.out or (run if run is not None and not args.student else None)
     # Only now: a wrong key answers at once, torch takes seconds.
-    from distill_dist.assemble.evaluation_files import open_folder, write_evaluation
-    from distill_dist.assemble.score import Asked, score
+    from distill_dist.assemble.evaluation_files import evaluated_folder, write_evaluation
+    from distill_dist.assemble.finished_run import check_own_model
+    from distill_dist.assemble.score import Asked, check_splits, score
     from distill_dist.assemble.submission_of_run import write_submission_of
 
-    if out is not None:
-        open_folder(out)
     asked = Asked(
         student=student,
         teacher=args.teacher,
@@ -109,12 +111,16 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         resamples=args.resamples,
     )
-    submission = None
-    if args.submission is not None:  # first: what it refuses is told before a split is scored
-        places = dict(each.split("=", 1) for each in args.test)
-        submission = write_submission_of(config, student=student, path=args.submission, places=places)
-    scored = score(config, asked)
-    found = scored.record if out is None else write_evaluation(out, scored)
+    check_splits(config, asked)
+    if run is not None and not args.student:
+        check_own_model(Path(student))
+    with contextlib.nullcontext() if out is None else evaluated_folder(out):
+        submission = None
+        if args.submission is not None:  # first: what it refuses is told before a split is scored
+            places = dict(each.split("=", 1) for each in args.test)
+            submission = write_submission_of(config, student=student, path=args.submission, places=places)
+        scored = score(config, asked)
+        found = scored.record if out is None else write_evaluation(out, scored)
     return found if submission is None else {**found, "submission": submission}
 
 
@@ -133,6 +139,9 @@ def _check(config: RunConfig, args: argparse.Namespace) -> None:
         raise UserError("--test says where test rows are for --submission ZIP: give that as well")
     if wrong := [each for each in args.test if not all(each.partition("="))]:
         raise UserError(f"--test {wrong[0]}: must be NAME=FILE, say MNLI-m=test_matched.tsv")
+    names = [each.partition("=")[0] for each in args.test]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--test {twice[0]}=…: given twice, which of the files is it?")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from distill_dist.command_line import launch
+from distill_dist.command_line import launch, named_path
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
 from distill_dist.extras import require_extra
@@ -24,7 +24,12 @@ from distill_dist.extras import require_extra
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The launcher's own options."""
     add = parser.add_argument
-    add("--out", type=Path, metavar="FOLDER", help="what is written; an earlier export of ours is replaced")
+    add(
+        "--out",
+        type=named_path,
+        metavar="FOLDER",
+        help="what is written; an earlier export of ours is replaced",
+    )
     add(
         "--onnx",
         action="store_true",

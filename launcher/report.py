@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from distill_dist.command_line import launch_plain
+from distill_dist.command_line import launch_plain, named_path
 from distill_dist.durable import write_durable
 from distill_dist.errors import UserError
 from distill_dist.extras import require_extra
@@ -33,8 +33,8 @@ NAME = "report.html"
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The launcher's arguments."""
     add = parser.add_argument
-    add("places", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder with runs in it")
-    add("--out", type=Path, metavar="FILE", help=f"default: RUN/{NAME} of one place, else ./{NAME}")
+    add("places", nargs="+", type=named_path, metavar="RUN", help="run folder, or a folder with runs in it")
+    add("--out", type=named_path, metavar="FILE", help=f"default: RUN/{NAME} of one place, else ./{NAME}")
     add(
         "--baseline",
         default="",

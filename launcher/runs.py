@@ -14,14 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distill_dist.command_line import launch_plain
+from distill_dist.command_line import launch_plain, named_path
 from distill_dist.report.listing import SORTS, as_json, list_runs, table
 from distill_dist.report.run_record import find_runs
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The launcher's arguments."""
-    parser.add_argument("places", nargs="*", type=Path, metavar="DIR", help="default: runs")
+    parser.add_argument("places", nargs="*", type=named_path, metavar="DIR", help="default: runs")
     parser.add_argument("--sort", choices=SORTS, default="name", help="default: name")
 
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distill_dist.command_line import launch
+from distill_dist.command_line import launch, named_path
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
 
@@ -28,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--number", type=int, metavar="N", help="which of the run's snapshots (default: the newest)"
     )
     which.add_argument(
-        "--path", type=Path, metavar="FOLDER", help="a snapshot of the run that lies elsewhere"
+        "--path", type=named_path, metavar="FOLDER", help="a snapshot of the run that lies elsewhere"
     )
     parser.add_argument("--top", type=int, default=10, metavar="K", help="rows per list (default: 10)")
 

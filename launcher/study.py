@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
-from distill_dist.command_line import launch_plain
+from distill_dist.command_line import launch_plain, named_path
 from distill_dist.errors import UserError
 from distill_dist.extras import require_extra
 from distill_dist.stop_signal import StopSignal
@@ -24,7 +23,7 @@ from distill_dist.study.study_file import read_study
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The launcher's arguments."""
     add = parser.add_argument
-    add("study", type=Path, metavar="FILE", help="YAML of the study")
+    add("study", type=named_path, metavar="FILE", help="YAML of the study")
     add("--parallel", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     add(
         "--launch",

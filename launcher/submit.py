@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from distill_dist.command_line import launch
+from distill_dist.command_line import launch, named_path
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
 from distill_dist.slurm.freeze import freeze
@@ -43,7 +43,9 @@ def _script(args: argparse.Namespace) -> Path:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """The launcher's own options."""
-    parser.add_argument("--script", type=Path, metavar="FILE", help="job script; default: slurm/CONFIG.sh")
+    parser.add_argument(
+        "--script", type=named_path, metavar="FILE", help="job script; default: slurm/CONFIG.sh"
+    )
     parser.add_argument(
         "--sbatch",
         action="append",
@@ -52,7 +54,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="for sbatch: --sbatch=--nodes=5",
     )
     parser.add_argument("--dry-run", action="store_true", help="show everything, submit nothing")
-    parser.add_argument("--freeze", type=Path, metavar="DIR", help=argparse.SUPPRESS)
+    parser.add_argument("--freeze", type=named_path, metavar="DIR", help=argparse.SUPPRESS)
 
 
 if __name__ == "__main__":

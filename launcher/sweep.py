@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_dist.command_line import launch
+from distill_dist.command_line import launch, named_path
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
 from distill_dist.slurm.submit import script_settings
@@ -84,8 +84,8 @@ def _count(least: int) -> Any:
 def flags(parser: argparse.ArgumentParser) -> None:
     """The launcher's own options."""
     add = parser.add_argument
-    add("--sweep", type=Path, metavar="FILE", help="YAML: config, out, grid, random, trials, draw_seed")
-    add("--out", type=Path, metavar="DIR", help="folder of the sweep")
+    add("--sweep", type=named_path, metavar="FILE", help="YAML: config, out, grid, random, trials, draw_seed")
+    add("--out", type=named_path, metavar="DIR", help="folder of the sweep")
     add("--grid", action="append", default=[], metavar="FIELD=A,B", help="every combination of all --grid")
     add(
         "--random", action="append", default=[], metavar="FIELD=KIND(…)",
@@ -108,7 +108,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="of a trial that stopped unasked; default 3",
     )
     add("--retry-failed", action="store_true", help="start trials again that failed")
-    add("--slurm", type=Path, metavar="SCRIPT", help="submit an array with this script of slurm/, and return")
+    add(
+        "--slurm",
+        type=named_path,
+        metavar="SCRIPT",
+        help="submit an array with this script of slurm/, and return",
+    )
     add("--sbatch", action="append", default=[], metavar="OPTION", help="for sbatch: --sbatch=--nodes=5")
     add("--dry-run", action="store_true", help="check and show all trials, write and start nothing")
 

@@ -88,10 +88,12 @@ def split_figures(
 ) -> tuple[SplitFigures, ...]:
     """Every split that was scored, dev first; from ``evaluation`` with intervals, else from the run's summary."""
     if evaluation is None:
-        found = [_from_summary(run, name, manifest) for name in value_at(run.summary, "splits") or {}]
+        scored = value_at(run.summary, "splits")
+        found = [_from_summary(run, name, manifest) for name in (scored if isinstance(scored, dict) else ())]
     else:
         some = number_at(evaluation, "settings", "saliency_rows")
         found = [_from_evaluation(run, name, tree, some) for name, tree in evaluation["splits"].items()]
+        found = [split for split in found if split.name != "train"]  # what it was taught says little
     return tuple(sorted(found, key=lambda split: (split.name != "dev", split.name)))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from distill_dist.assemble.models import check_tokenizer, check_vocabulary, read_teacher
 from distill_dist.assemble.signal_cache_of_run import signal_cache
@@ -20,7 +19,7 @@ from distill_dist.config.schema_teacher import TeacherConfig
 from distill_dist.data.manifest import Manifest
 from distill_dist.errors import UserError
 from distill_dist.hub import locate, weights_digest
-from distill_dist.models.build import load_teacher
+from distill_dist.models.build import load_teacher, quiet_loading
 from distill_dist.models.encoder import EncoderParts, encoder_parts
 from distill_dist.models.hooks import embedding_output_BLH
 from distill_dist.records import Batch
@@ -67,8 +66,7 @@ def read_models(
     A teacher of the run that is not there any more is missing, one that was asked for is a UserError, and so is
     whatever does not fit the prepared data.
     """
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_loading()
     folder = locate(student, what="student")
     student_parts = read_student(Path(config.data.prepared), manifest, folder, value=student, device=device)
     described: dict[str, Any] = {

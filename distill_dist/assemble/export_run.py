@@ -8,13 +8,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from distill_dist.assemble.card_facts import gather
 from distill_dist.assemble.evaluated_models import find_teachers
 from distill_dist.assemble.export_latency import measure_latency
 from distill_dist.assemble.export_onnx import write_onnx
-from distill_dist.assemble.finished_run import evaluation_missing, finished_run, noted_best, prepared_rows
+from distill_dist.assemble.finished_run import (
+    check_rows,
+    evaluation_missing,
+    finished_run,
+    noted_best,
+    prepared_rows,
+)
 from distill_dist.assemble.score import Asked, score
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import Manifest
@@ -24,7 +28,7 @@ from distill_dist.export.latency import as_text
 from distill_dist.export.model_files import WEIGHTS, check_model, copy_model
 from distill_dist.export.place import new_folder, sizes, write_record
 from distill_dist.export.settings_file import SETTINGS, write_settings
-from distill_dist.models.build import load_classifier, use_own_kernel
+from distill_dist.models.build import check_finite, load_classifier, quiet_loading, use_own_kernel
 from distill_dist.models.encoder import EncoderParts, encoder_parts
 from distill_dist.models.tokenizer import save_tokenizer
 from distill_dist.report.run_record import RunRecord, value_at
@@ -44,15 +48,16 @@ class ExportAsked:
 
 def export_run(config: RunConfig, asked: ExportAsked) -> dict[str, Any]:
     """Write the folder; what is in it, as JSON. Raises UserError; then nothing was written."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_loading()
     run = finished_run(asked.run)
     best = noted_best(run.path / "model")
     check_model(run.path / "model", sha256=best["sha256"], others=best["files"])
-    manifest = prepared_rows(config, needed_by=_needs_rows(config, asked, run))
+    manifest, no_rows = prepared_rows(config)
+    missing = evaluation_missing(config, run, manifest)
+    check_rows(no_rows, needed_by=_needs_rows(asked, missing))
     with new_folder(asked.out) as folder:
         copy_model(run.path / "model", folder, sha256=best["sha256"])
-        facts = _Export(config, asked, run, manifest, folder).facts(best)
+        facts = _Export(config, asked, run, manifest, missing, folder).facts(best)
         model_card(facts).save(folder / CARD)
         write_settings(run.config, folder / SETTINGS, folder=run.started_in)
         record = _record(facts)
@@ -65,8 +70,7 @@ def export_run(config: RunConfig, asked: ExportAsked) -> dict[str, Any]:
     return {"export": str(asked.out), "files": files, **record}
 
 
-def _needs_rows(config: RunConfig, asked: ExportAsked, run: RunRecord) -> list[str]:
-    missing = evaluation_missing(config, run)
+def _needs_rows(asked: ExportAsked, missing: str) -> list[str]:
     needs = {
         f"scoring, since evaluation.json {missing} (--no-evaluate leaves it out)": asked.evaluate and missing,
         "--onnx": asked.onnx,
@@ -77,12 +81,16 @@ def _needs_rows(config: RunConfig, asked: ExportAsked, run: RunRecord) -> list[s
 
 @dataclass(frozen=True)
 class _Export:
-    """One export under way, into ``folder``, where weights and configuration lie already."""
+    """One export under way, into ``folder``, where weights and configuration lie already.
+
+    ``missing``: why evaluation.json cannot be taken; "": it can.
+    """
 
     config: RunConfig
     asked: ExportAsked
     run: RunRecord
     manifest: Manifest | None
+    missing: str
     folder: Path
 
     def facts(self, best: dict[str, Any]) -> CardFacts:
@@ -111,15 +119,14 @@ class _Export:
 
     def _evaluation(self, *, teacher_is_there: bool) -> dict[str, Any] | None:
         """evaluation.json where it is of this model, else what evaluate.py would find; None: neither."""
-        missing = evaluation_missing(self.config, self.run)
-        if not missing:
+        if not self.missing:
             return self.run.evaluation
         path = self.run.path
         remedy = f"python launcher/evaluate.py {path} --saliency"
         if not self.asked.evaluate:
-            _say(f"{path}/evaluation.json {missing}: the card has no intervals ({remedy} makes them)")
+            _say(f"{path}/evaluation.json {self.missing}: the card has no intervals ({remedy} makes them)")
             return None
-        _say(f"{path}/evaluation.json {missing}: scoring now ({remedy} would keep it for the next time)")
+        _say(f"{path}/evaluation.json {self.missing}: scoring now ({remedy} would keep it for the next time)")
         defined = value_at(self.run.summary, "loyalty", "sl_spearman_norm") is not None
         wanted = Asked(student=str(path / "model"), saliency=defined and teacher_is_there)
         return score(self.config, wanted).record
@@ -150,6 +157,7 @@ class _Export:
 
 def _student(model: Path) -> EncoderParts:
     parts = encoder_parts(load_classifier(str(model), attention="eager"))
+    check_finite(parts.model, what=str(model))
     use_own_kernel(parts)
     return parts
 

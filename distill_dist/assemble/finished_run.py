@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_dist.assemble.evaluated_models import find_teachers
 from distill_dist.config.pool import teachers_of
 from distill_dist.config.schema import RunConfig
-from distill_dist.data.manifest import Manifest, load_manifest
+from distill_dist.data.manifest import Manifest, load_manifest, manifest_hash
 from distill_dist.errors import UserError
+from distill_dist.export.model_files import check_model
 from distill_dist.hub import weights_digest
-from distill_dist.report.run_record import RunRecord, read_run, value_at
+from distill_dist.report.run_record import RunRecord, number_at, read_object, read_run, value_at
 from distill_dist.run_folder import BEST
 
 
@@ -53,27 +55,73 @@ def noted_best(model: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def evaluation_missing(config: RunConfig, run: RunRecord) -> str:
-    """Why evaluation.json is not that of these weights, against no other teacher than the run's own; "": it is."""
+def check_own_model(model: Path) -> None:
+    """Raises UserError where the weights in a run's ``model`` are not those that it noted; without a note any are."""
+    noted = read_object(model / BEST, []).get("sha256")
+    if isinstance(noted, str):
+        check_model(model, sha256=noted, others={})
+
+
+def evaluation_missing(config: RunConfig, run: RunRecord, manifest: Manifest | None) -> str:
+    """Why evaluation.json does not say how this model does on the run's dev rows; "": it does.
+
+    It has to be of these weights and rows, and of no other teacher than the run's own, as far as those are there.
+    """
     damage = [problem for problem in run.problems if problem.startswith("evaluation.json")]
+    found = run.evaluation
     if damage:
         return damage[0].removeprefix("evaluation.json ")
-    if not run.evaluation:
+    if not found:
         return "is not there"
-    scored = value_at(run.evaluation, "models", "student", "sha256")
-    teachers = [each["path"] for each in value_at(run.evaluation, "models", "teachers") or []]
-    own = [teacher.path for teacher in teachers_of(config)]
-    fits = teachers in ([], own) and scored == weights_digest(run.path / "model")
-    return "" if fits and value_at(run.evaluation, "splits") else "is of another model or teacher"
+    if not _is_whole(found):
+        return "is not what launcher/evaluate.py writes"
+    if found["models"]["student"]["sha256"] != weights_digest(run.path / "model") or not _of_own_teachers(
+        config, found["models"]["teachers"]
+    ):
+        return "is of another model or teacher"
+    if "dev" not in found["splits"]:
+        return "says nothing of dev"
+    is_other = manifest is not None and value_at(found, "data", "manifest") != manifest_hash(manifest)
+    return "is of other rows" if is_other else ""
 
 
-def prepared_rows(config: RunConfig, *, needed_by: Sequence[str]) -> Manifest | None:
-    """None where they are gone and nothing has to be computed on them; else UserError, which names what has to."""
+def _is_whole(evaluation: Mapping[str, Any]) -> bool:
+    """Whether what an export reads of it has the types that it was written with."""
+    splits, settings = evaluation.get("splits"), evaluation.get("settings")
+    teachers = value_at(evaluation, "models", "teachers")
+    models = [
+        value_at(evaluation, "models", "student"),
+        *(teachers if isinstance(teachers, list) else [None]),
+    ]
+    return (
+        isinstance(splits, dict)
+        and all(isinstance(value_at(split, "rows"), int) for split in splits.values())
+        and all(number_at(settings, name) is not None for name in ("confidence", "resamples"))
+        and all(isinstance(value_at(each, name), str) for each in models for name in ("path", "sha256"))
+    )
+
+
+def _of_own_teachers(config: RunConfig, scored: Sequence[Mapping[str, str]]) -> bool:
+    if not scored:
+        return True
+    digests = {each["path"]: each["sha256"] for each in scored}
+    there, _ = find_teachers(config)
+    return list(digests) == [teacher.path for teacher in teachers_of(config)] and all(
+        digests[path] == weights_digest(Path(place)) for path, _, place in there
+    )
+
+
+def prepared_rows(config: RunConfig) -> tuple[Manifest | None, UserError | None]:
+    """(the manifest, why it is not there)."""
     try:
-        return load_manifest(Path(config.data.prepared))
+        return load_manifest(Path(config.data.prepared)), None
     except UserError as error:
-        if not needed_by:
-            return None
+        return None, error
+
+
+def check_rows(error: UserError | None, *, needed_by: Sequence[str]) -> None:
+    """Raises UserError where rows that are gone, for the reason ``error``, are ``needed_by`` something."""
+    if error is not None and needed_by:
         raise UserError(
             f"{error}. They are needed for {' and '.join(needed_by)}: give their place as data.prepared=FOLDER, or do "
             "without"

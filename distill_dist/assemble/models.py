@@ -39,7 +39,7 @@ from distill_dist.models.build import (
 )
 from distill_dist.models.decoder import is_decoder, teacher_parts
 from distill_dist.models.encoder import EncoderParts, encoder_parts, max_positions
-from distill_dist.models.tokenizer import VOCABULARIES
+from distill_dist.models.tokenizer import VOCABULARIES, prepared_tokenizer
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def check_tokenizer(folder: str, prepared: Path, *, what: str, name: str = TOKEN
         return
     with naming_the_folder(folder, "tokenizer"):
         theirs = AutoTokenizer.from_pretrained(folder).get_vocab()
-    if theirs != AutoTokenizer.from_pretrained(prepared / name).get_vocab():
+    if theirs != prepared_tokenizer(prepared / name).get_vocab():
         may_differ = name == TOKENIZER_FOLDER and what.startswith("teacher")
         other = ", or name it in data.teacher_tokenizer" if may_differ else ""
         raise UserError(

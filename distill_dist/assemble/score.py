@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from distill_dist.assemble.device import pick_device
 from distill_dist.assemble.evaluated_models import EvaluatedModels, read_models
@@ -28,6 +27,7 @@ from distill_dist.evaluation.perturb import KINDS, Perturbation
 from distill_dist.evaluation.predictions import Predictions
 from distill_dist.evaluation.split import SplitScorer
 from distill_dist.evaluation.summed import Floats, Summed, mean_of
+from distill_dist.models.tokenizer import prepared_tokenizer
 
 _NO_WORD = re.compile(r"\[unused\d+\]")  # BERT's vocabulary keeps places that no text uses
 Metrics = dict[tuple[str, ...], Summed]
@@ -94,10 +94,20 @@ def score(config: RunConfig, asked: Asked) -> Scored:
     return Scored(record, predictions)
 
 
+def check_splits(config: RunConfig, asked: Asked) -> None:
+    """Raises UserError where a split that is asked for is not there, or damaged."""
+    prepared = Path(config.data.prepared)
+    _splits(asked, load_manifest(prepared), prepared)
+
+
 def _splits(asked: Asked, manifest: Manifest, prepared: Path) -> dict[str, PreparedSplit]:
     names = asked.splits or tuple(
         sorted(manifest.splits.keys() - {"train"}, key=lambda name: (name != "dev", name))
     )
+    if not names:
+        raise UserError(
+            f"{prepared} has no split but train: prepare one to score, or name it with --split train"
+        )
     return {name: open_split(prepared, name) for name in names}
 
 
@@ -180,6 +190,12 @@ class _Split:
         found: dict[str, Floats] = {"student": scorer.logits_NC(self.models.student)}
         if self.models.teacher is not None:
             found["teacher"] = scorer.logits_NC(self.models.teacher)
+        for who, logits_NC in found.items():
+            if bad := int((~np.isfinite(logits_NC)).any(axis=1).sum()):
+                raise UserError(
+                    f"the {who}'s logits are not finite for {bad} of {len(logits_NC)} rows: it diverged, or its "
+                    "weights are damaged: score another model"
+                )
         return found
 
     def _summed(self, logits: Mapping[str, Floats]) -> Metrics:
@@ -231,7 +247,7 @@ def vocabulary(prepared: Path) -> tuple[np.ndarray, np.ndarray]:
 
     An unknown word is a word of the text, but none to replace another one by.
     """
-    tokenizer = AutoTokenizer.from_pretrained(prepared / TOKENIZER_FOLDER)
+    tokenizer = prepared_tokenizer(prepared / TOKENIZER_FOLDER)
     special = set(tokenizer.all_special_ids)
     names = tokenizer.get_vocab().items()
     words = sorted(number for name, number in names if number not in special and not _NO_WORD.fullmatch(name))
@@ -243,8 +259,8 @@ def _alone(tensor: Tensor) -> Tensor:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN: null where no row has a value."""
-    return None if math.isnan(value) else value
+    """JSON has no NaN, and no infinity: null where no row has a value."""
+    return value if math.isfinite(value) else None
 
 
 def _tree(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-import transformers
 
 from distill_dist.assemble.device import pick_device
 from distill_dist.assemble.models import build_teacher
@@ -29,6 +28,7 @@ from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import load_manifest
 from distill_dist.errors import UserError
+from distill_dist.models.build import quiet_loading
 from distill_dist.run_folder import RunFolder
 from distill_dist.teacher.row_computer import RowComputer
 from distill_dist.teacher.shards import ShardedComputer
@@ -45,8 +45,7 @@ def main() -> None:
     job = ShardJob(**child_job())
     config, launch = load_config(Path(job.config), []), LaunchEnvironment(**job.launch)
     RunFolder(Path(config.run_dir)).log_to_file(launch.rank, "worker")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_loading()
     attempts = Attempts(
         reach_store(
             launch, timeout_s=config.cluster.rendezvous_s, silence_s=config.cluster.silence_s, run=job.run

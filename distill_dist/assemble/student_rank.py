@@ -7,8 +7,6 @@ import logging
 import os
 from typing import Any
 
-import transformers
-
 from distill_dist.assemble.agreement import agree_on_start
 from distill_dist.assemble.build_outcome import build_outcome
 from distill_dist.assemble.build_student import build_student
@@ -33,6 +31,7 @@ from distill_dist.config.load import dump_config
 from distill_dist.config.pool import is_pool
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import Interrupted, UserError
+from distill_dist.models.build import quiet_loading
 from distill_dist.models.encoder import encoder_parts
 from distill_dist.objectives.conflict import conflict_tags
 from distill_dist.run_folder import RunFolder
@@ -50,8 +49,7 @@ def train_student(
     config: RunConfig, place: Place, stop: StopSignal, folder: RunFolder
 ) -> dict[str, Any] | None:
     """Train to the end of the run; the summary on student 0. Raises UserError, Interrupted."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_loading()
     try:
         with place.loading(timeout_s=config.cluster.collective_s, stopped=stop.why):
             loaded = load(config, place, folder)

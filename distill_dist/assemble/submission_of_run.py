@@ -16,8 +16,9 @@ from distill_dist.data.manifest import load_manifest
 from distill_dist.data.unlabelled import UnlabelledRows, prepared_tokenizer, read_unlabelled
 from distill_dist.errors import UserError
 from distill_dist.evaluation.split import add_logits
-from distill_dist.evaluation.submission import server_labels, write_submission
+from distill_dist.evaluation.submission import check_place, server_labels, write_submission
 from distill_dist.hub import locate
+from distill_dist.models.build import quiet_loading
 from distill_dist.teacher.local import LocalTeacher
 
 # task -> the server's file -> the split of nyu-mll/glue; the official files are called like it, but for AX
@@ -40,6 +41,8 @@ def write_submission_of(
     where they are by custom. Returns what was written, what was not and why, and what the server will miss. Raises
     UserError where no test rows were found, or the zip would be refused.
     """
+    quiet_loading()
+    check_place(path)
     prepared = Path(config.data.prepared)
     manifest = load_manifest(prepared)
     names = server_labels(

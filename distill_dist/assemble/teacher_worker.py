@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 
 from distill_dist.assemble.device import pick_device
 from distill_dist.assemble.models import build_teacher
@@ -19,6 +18,7 @@ from distill_dist.data.collate import collate
 from distill_dist.data.manifest import Manifest, load_manifest
 from distill_dist.data.shards import open_split
 from distill_dist.errors import UserError
+from distill_dist.models.build import quiet_loading
 from distill_dist.models.encoder import EncoderParts
 from distill_dist.run_folder import RunFolder
 from distill_dist.teacher.frames import send
@@ -38,8 +38,7 @@ def main() -> None:
     try:
         config = load_config(Path(job["config"]), [])
         RunFolder(Path(config.run_dir)).log_to_file(job["rank"], "worker")
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        quiet_loading()
         device = pick_device(config.cluster.device, job["local_rank"])
         if device.type == "cpu":
             torch.set_num_threads(job["threads"])

@@ -36,8 +36,9 @@ from distill_dist.data.sources import Source, open_sources
 from distill_dist.data.tasks import Task, resolve_task
 from distill_dist.data.teacher_tokenization import Tokenizers, load_tokenizers
 from distill_dist.data.tokenization import Tokens
-from distill_dist.durable import durable_folder, hold_lock, remove_stale
+from distill_dist.durable import durable_folder, remove_stale
 from distill_dist.errors import UserError
+from distill_dist.one_writer import one_writer
 
 # Rows per call of the tokenizer: enough for all cores, little enough to keep in memory.
 BATCH_ROWS = 2048
@@ -82,7 +83,9 @@ def _prepare(config: DataConfig, *, progress: bool, replace: bool) -> dict[str, 
     manifest = None if replace else _reusable(folder, request)
     reused = manifest is not None
     if manifest is None:  # only now: what is prepared already may lie on a disk that is read-only
-        with _alone(folder):
+        lock = folder.with_name(f".{folder.name}.lock")
+        # of two, the slower one would replace the other's rows
+        with one_writer(lock, name=f"data.prepared {folder}", kind="launcher/prepare.py"):
             _refuse_foreign(folder)  # again: another run may just have finished
             manifest = None if replace else _reusable(folder, request)
             reused = manifest is not None
@@ -90,22 +93,6 @@ def _prepare(config: DataConfig, *, progress: bool, replace: bool) -> dict[str, 
                 _refuse_strangers(folder)
                 manifest = _build(folder, config, task, sources, tokenizers, request, progress)
     return _summary(config.prepared, manifest, reused=reused, seconds=time.monotonic() - started)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Inside the block no other run prepares ``folder``: of two, the slower one would replace the other's rows."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.with_name(f".{folder.name}.lock")
-    holder = hold_lock(lock)
-    if holder is not None:
-        raise UserError(
-            f"data.prepared {folder} is being prepared by another run ({holder}): wait for its end"
-        )
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
 
 
 def _build(

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill_dist.durable import write_durable
 from distill_dist.errors import UserError
 from distill_dist.evaluation.summed import Floats
 
@@ -31,7 +30,7 @@ class Predictions:
 
 
 def write_predictions(path: Path, found: Predictions) -> None:
-    """The file at ``path``, durably."""
+    """The file at ``path``; not durably, which is for who puts it into its place."""
     columns: list[list[object]] = [list(range(len(found.labels_N))), found.labels_N.tolist()]
     header = ["row", "label"]
     for name, values_NC in (("student", found.student_NC), ("teacher", found.teacher_NC)):
@@ -42,13 +41,10 @@ def write_predictions(path: Path, found: Predictions) -> None:
         header.append(name)
         columns.append(["" if np.isnan(value) else value for value in values_N.tolist()])
 
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(zip(*columns, strict=True))
-
-    write_durable(path, write)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(zip(*columns, strict=True))
 
 
 def read_predictions(path: Path) -> Predictions:

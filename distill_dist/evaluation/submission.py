@@ -8,12 +8,14 @@ task, and what is missing is said.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from distill_dist.durable import write_durable
 from distill_dist.errors import UserError
+from distill_dist.one_writer import one_writer
 
 HEADER = "index\tprediction"
 _BINARY = ("0", "1")
@@ -69,12 +71,31 @@ def server_labels(task: str, labels: Sequence[str]) -> list[str]:
     return [known[name] for name in labels]
 
 
+def check_place(path: Path) -> None:
+    """Raises UserError where no submission can be written to ``path``: before anything is predicted."""
+    if path.is_dir():
+        raise UserError(f"--submission {path} is a folder: give the name of a zip in it")
+    if not path.parent.is_dir():
+        raise UserError(
+            f"--submission {path}: there is no folder {path.parent}: make it, or give another place"
+        )
+    if path.exists():
+        _read(path)
+
+
 def write_submission(path: Path, predictions: Mapping[str, Sequence[str]]) -> list[str]:
     """Puts a file for every task of ``predictions`` into the zip at ``path``, beside what other tasks have there.
 
     Returns the names of the files that the server will still miss. The new zip takes the place of the old one only
     after ``check_submission`` found nothing. Raises UserError where it did, or where the old one is something else.
     """
+    with one_writer(
+        path.with_name(f".{path.name}.lock"), name=f"--submission {path}", kind="evaluation", wait_s=60
+    ):
+        return _add(path, predictions)
+
+
+def _add(path: Path, predictions: Mapping[str, Sequence[str]]) -> list[str]:
     contents = _read(path) if path.exists() else {}
     for name, labels in predictions.items():
         lines = [HEADER, *(f"{number}\t{label}" for number, label in enumerate(labels))]
@@ -114,7 +135,8 @@ def _read(path: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(path) as file:
             found = {name: file.read(name) for name in file.namelist()}
-    except zipfile.BadZipFile as error:
+    # what zipfile raises of damage, of a member that is encrypted, and of a compression that it does not know
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"--submission {path} is there and is no zip ({error}): {remedy}") from error
     if problems := check_submission(path):
         raise UserError(f"--submission {path} is there and is no submission: {problems[0]}: {remedy}")

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-# no path: what follows a letter, a scheme's colon, another slash or a variable
-_ABSOLUTE = re.compile(r"(?<![\w:/.~$}-])/[^\s,;'\"()\[\]{}]+")
+# no path: what follows a letter, a scheme's colon (`pkg://`, but `file:///` has one), another slash or a variable
+_ABSOLUTE = re.compile(r"(?:file://|(?<![\w:/.~$}-])|(?<=:)(?!//))/[^\s,;'\"()\[\]{}]+")
+_HOMES = ("home", "Users")  # below them stand people's names
 _TOP = 2  # components of an absolute path that name a machine's layout or its owner: /home/somebody
 
 
@@ -51,8 +52,9 @@ def hide_places(text: str, *, folder: str = "") -> str:
 
 
 def _short(path: str, folder: str) -> str:
-    parts = PurePosixPath(path).parts[1:]
+    parts = PurePosixPath(path.removeprefix("file://")).parts[1:]
     inside = PurePosixPath(folder).parts[1:]
     if inside and parts[: len(inside)] == inside and len(parts) > len(inside):
         return "/".join(parts[len(inside) :])
-    return "/".join(("…", *(parts[_TOP:] or parts[-1:])[-2:]))
+    last = parts[_TOP:] or (() if parts[0] in _HOMES else parts[-1:])
+    return "/".join(("…", *last[-2:]))

@@ -40,6 +40,10 @@ def check_onnx(
     with torch.no_grad():
         for batch in batches:
             torch_BC = parts.logits_BC(batch.input_ids_BL, batch.attention_mask_BL, batch.token_type_ids_BL)
+            if not bool(torch_BC.isfinite().all()):
+                raise UserError(
+                    "--onnx: the model's logits are not finite, so nothing can be held against them"
+                )
             exact_BC = torch.cat([_alone(exact, parts, batch, row) for row in range(len(torch_BC))])
             rounding = max(rounding, _distance(torch_BC, exact_BC))
             difference = max(difference, _distance(onnx_BC(batch), torch_BC))

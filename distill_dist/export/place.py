@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import glob
 import json
@@ -14,7 +13,6 @@ from typing import Any
 
 from distill_dist.durable import (
     durable_folder,
-    hold_lock,
     is_disk_full,
     recover_folder,
     remove_stale,
@@ -22,6 +20,7 @@ from distill_dist.durable import (
     write_json,
 )
 from distill_dist.errors import Interrupted, UserError
+from distill_dist.one_writer import one_writer
 
 RECORD = "export.json"
 FORMAT = 1
@@ -36,7 +35,10 @@ def new_folder(out: Path) -> Iterator[Path]:
     written by another process, and where the disk fills up.
     """
     out = Path(os.path.realpath(out))
-    with _alone(out):
+    if not out.name:
+        raise UserError(f"--out {out} is no place for an export: give a folder that is not there yet")
+    lock = out.with_name(f".{out.name}.lock")
+    with one_writer(lock, name=f"--out {out}", kind="export"):
         recover_folder(out)
         _refuse_foreign(out)
         remove_stale(out.parent, glob.escape(out.name))
@@ -57,25 +59,6 @@ def sizes(folder: Path) -> dict[str, int]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if not path.is_dir())
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    lock = out.with_name(f".{out.name}.lock")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        holder = hold_lock(lock)
-    except OSError as error:
-        raise UserError(
-            f"--out {out} cannot be written: {error.strerror} ({error.filename}): give another place"
-        ) from error
-    if holder is not None:
-        raise UserError(f"--out {out} is being written by another export ({holder}): wait for its end")
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            lock.unlink()
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -25,6 +25,6 @@ def _shown(value: Any, folder: str) -> Any:
             return {key: _shown(each, folder) for key, each in value.items()}
         case list():
             return [_shown(each, folder) for each in value]
-        case str() if value.startswith("/"):
+        case str() if value.startswith(("/", "file:/")):
             return hide_places(value, folder=folder)
     return value

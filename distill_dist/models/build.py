@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers.utils import logging
 
 from distill_dist.errors import UserError
 from distill_dist.models.copy_weights import copy_into_distilbert, copy_into_electra, copy_into_same
@@ -42,6 +43,21 @@ def _from_pretrained(path: str, **options: Any) -> tuple[Any, set[str]]:
             **options,
         )
     return model, set(report["missing_keys"])
+
+
+def quiet_loading() -> None:
+    """From now on `transformers` shows no bars and no warnings of models that it loads in this process."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def check_finite(model: nn.Module, *, what: str) -> None:
+    """Raises UserError where a weight of the model, which messages call ``what``, is NaN or infinite."""
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            raise UserError(
+                f"{what}: its weights {name} are not all finite: it diverged, or the file is damaged; take another"
+            )
 
 
 @contextmanager

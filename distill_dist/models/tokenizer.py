@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -14,6 +15,18 @@ VOCABULARIES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "tokenizer.model",
     "sentencepiece.bpe.model",
 )  # fmt: skip
+
+
+def prepared_tokenizer(folder: Path) -> Any:
+    """The tokenizer in ``folder`` of prepared data. Raises UserError where it is gone or damaged."""
+    remedy = "prepare the data again with launcher/prepare.py --replace, or put it back"
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise UserError(f"{folder} has no tokenizer.json, nor another file of a vocabulary: {remedy}")
+    try:
+        with naming_the_folder(str(folder), "tokenizer"):
+            return AutoTokenizer.from_pretrained(folder)
+    except UserError as error:
+        raise UserError(f"{error}: {remedy}") from error
 
 
 def save_tokenizer(source: Path, folder: Path, *, max_length: int, takes_token_types: bool) -> None:

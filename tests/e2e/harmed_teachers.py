@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pytest
 from tiny import Started, trace, wait_until
 
 # A worker starts in seconds, most of them imports; a host waits for its worker, and a world for its hosts.
@@ -22,22 +20,6 @@ HEALS_WITHIN_S = 240.0
 LOOK_S = 0.1
 # How many steps may be made, one after another, while teachers meet, and how long students then stand still.
 MOST_STEPS, HELD_S = 8, 2.0
-
-
-@contextmanager
-def small_disk(place: Path, size: str) -> Iterator[Path]:
-    """A file system of its own at ``place``. Fails where it cannot be mounted: no other disk is safe to fill."""
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.fail(
-            f"a disk to fill has to be mounted: run as root, or `unshare -rm make test` ({done.stderr.strip()})"
-        )
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def child_of(process: psutil.Process | None) -> psutil.Process | None:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from small_disk import small_disk
 from tiny import Started, World, environment, launch, port_is_free, running, start_ranks, state, wait_until
 
 from e2e.conftest import Reference, shared_memory
-from e2e.harmed_teachers import HEALS_WITHIN_S, Cache, Teachers, small_disk
+from e2e.harmed_teachers import HEALS_WITHIN_S, Cache, Teachers
 from e2e.test_interrupted import arguments_of, assert_same_run, await_step
 from e2e.test_teacher_cache import counters_in
 
@@ -225,7 +226,7 @@ def test_faults_change_nothing(world: World, reference: Reference, tmp_path: Pat
     epochs = max(2, -(-number * 14 // EPOCH)) if FAULTS else 2
     undisturbed = undisturbed_run(world, reference, tmp_path, epochs)
     filled, run_dir, before = filled_segment(world, tmp_path), tmp_path / "run", shared_memory()
-    with small_disk(tmp_path / "cache", "16m") as disk:
+    with small_disk(tmp_path / "cache", "16m", otherwise=pytest.fail) as disk:
         cache = Cache(disk, filled)
         cache.refill()
         more = (

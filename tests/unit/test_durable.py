@@ -9,20 +9,24 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import environment
 
 from distill_dist.durable import (
     durable_folder,
     hold_lock,
+    hold_while,
     is_locked,
     recover_folder,
     recover_folders,
     remove_stale,
     sha256_file,
     sync_folder,
+    write_all_durable,
     write_durable,
     write_json,
 )
@@ -286,3 +290,47 @@ def test_a_file_system_without_locks_gets_a_warning(
     monkeypatch.setattr("distill_dist.durable.fcntl.lockf", refuse)
     assert hold_lock(tmp_path / ".lock") is None
     assert "No locks available" in caplog.text
+
+
+def test_several_files_take_their_places_when_all_are_written(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_all_durable({first: lambda path: path.write_text("1"), second: lambda path: path.write_text("1")})
+
+    def fails(path: Path) -> None:
+        path.write_text("2")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left") as full:
+        write_all_durable({first: lambda path: path.write_text("2"), second: fails})
+    assert full.value.filename == str(second), "what has no room is named"
+    assert [path.read_text() for path in (first, second)] == ["1", "1"]
+    assert names(tmp_path) == {"first", "second"}
+
+
+def test_an_error_names_the_file_and_not_its_temporary(tmp_path: Path) -> None:
+    for path in (tmp_path / "no" / "file", tmp_path / "folder"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        with pytest.raises(OSError, match="director") as failed:
+            write_durable(path, lambda temporary: temporary.write_text("x"))
+        assert failed.value.filename == str(path)
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    code = "import sys, time; from pathlib import Path; from distill_dist.durable import hold_lock; "
+    code += "hold_lock(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        other.stdout.readline()
+        with hold_while(lock) as holder:
+            assert holder is not None
+            assert str(other.pid) in holder
+        assert lock.exists(), "it is the other's"
+        ending = threading.Timer(0.5, other.stdin.close)
+        ending.start()
+        with hold_while(lock, wait_s=60) as holder:
+            assert holder is None
+            assert lock.exists()
+    assert not lock.exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from assemble.export_cases import contents, prepare_pairs, write_run
 
 from distill_dist.command_line import build_parser
 from distill_dist.config.load import load_config
@@ -72,6 +73,10 @@ def test_a_run_its_model_and_any_other_model(launcher: ModuleType, run: Path, tm
         (["--student", "x", "--seed", "-1"], "--seed -1: must be 0 to 4294967295"),
         (["--student", "x", "--test", "AX=f"], "--test says where test rows are for --submission ZIP"),
         (["--student", "x", "--submission", "z", "--test", "AX"], "--test AX: must be NAME=FILE"),
+        (
+            ["--student", "x", "--submission", "z", "--test", "AX=a", "--test", "AX=b"],
+            "--test AX=…: given twice",
+        ),
     ],
 )
 def test_wrong_words_are_told_at_once(launcher: ModuleType, words: list[str], expected: str) -> None:
@@ -79,3 +84,30 @@ def test_wrong_words_are_told_at_once(launcher: ModuleType, words: list[str], ex
     with pytest.raises(UserError) as caught:
         launcher.main(config, parsed(launcher, *words))
     assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize("name", ["--out", "--run", "--submission"])
+def test_an_empty_name_is_no_place(launcher: ModuleType, name: str) -> None:
+    with pytest.raises(UserError, match=f"argument {name}: an empty name: is a variable not set"):
+        parsed(launcher, name, "")
+
+
+def test_weights_that_the_run_did_not_write_are_not_its_own(launcher: ModuleType, tmp_path: Path) -> None:
+    """And what is wrong with a split is said before test rows are predicted."""
+    run = tmp_path / "run"
+    config = write_run(run, prepare_pairs(tmp_path))
+    zipped = tmp_path / "glue.zip"
+    words = ("--submission", str(zipped), "--split", "nope")
+    with pytest.raises(UserError, match="nope"):
+        launcher.main(config, parsed(launcher, *words, folder=run))
+    assert not zipped.exists()
+    weights = run / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    before = contents(run)
+    with pytest.raises(UserError, match=r"model\.safetensors does not match the checksum that the run noted"):
+        launcher.main(config, parsed(launcher, folder=run))
+    assert contents(run) == before
+    launcher.main(config, parsed(launcher, "--student", str(run / "model"), folder=run))
+    assert contents(run) == before, "another student's figures are not the run's"

@@ -19,13 +19,16 @@ from distill_dist.data.prepare import prepare
 from distill_dist.models.build import random_student
 from distill_dist.run_folder import RunFolder
 
-PAIRS = ("data.source=synthetic_nli", "data.synthetic.train_rows=20", "data.synthetic.dev_rows=10")
+PAIRS = ("data.source=synthetic_nli", "data.synthetic.train_rows=20")
 LABELS = ("bad | `worst`\n---", "good")  # of the task with single texts
 
 
-def prepare_pairs(folder: Path) -> list[str]:
-    """Arguments of a generated corpus below ``folder``."""
-    return _prepared([*PAIRS, "data.synthetic.max_steps=1", "data.max_length=32"], folder)
+def prepare_pairs(folder: Path, *, dev_rows: int = 10) -> list[str]:
+    """Arguments of a generated corpus below ``folder``, the prepared folder last."""
+    return _prepared(
+        [*PAIRS, f"data.synthetic.dev_rows={dev_rows}", "data.synthetic.max_steps=1", "data.max_length=32"],
+        folder,
+    )
 
 
 def prepare_texts(folder: Path) -> list[str]:

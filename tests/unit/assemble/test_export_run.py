@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,13 +15,15 @@ import torch
 import transformers
 import yaml
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from assemble.export_cases import LABELS, contents, prepare_pairs, prepare_texts, write_run
-from distill_dist.assemble.evaluation_files import open_folder, write_evaluation
+from distill_dist.assemble.evaluation_files import evaluated_folder, write_evaluation
 from distill_dist.assemble.export_run import ExportAsked, export_run
-from distill_dist.assemble.score import Asked, score
+from distill_dist.assemble.score import Asked, Scored, score
 from distill_dist.config.schema import RunConfig
+from distill_dist.durable import sha256_file
 from distill_dist.errors import UserError
 
 
@@ -42,6 +45,11 @@ def talkative() -> Iterator[None]:
     yield
     transformers.logging.set_verbosity(level)
     torch.set_num_threads(threads)
+
+
+def keep_evaluation(folder: Path, scored: Scored) -> None:
+    with evaluated_folder(folder):
+        write_evaluation(folder, scored)
 
 
 def card_of(folder: Path) -> ModelCard:
@@ -114,8 +122,7 @@ def test_an_evaluation_of_this_model_is_taken_and_another_is_not(
     run: tuple[Path, RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, config = run
-    open_folder(folder)
-    write_evaluation(folder, score(config, Asked(str(folder / "model"), resamples=123)))
+    keep_evaluation(folder, score(config, Asked(str(folder / "model"), resamples=123)))
     export_run(config, ExportAsked(folder, tmp_path / "out"))
     assert "123 draws" in card_of(tmp_path / "out").text
     assert "scoring" not in capsys.readouterr().err
@@ -127,9 +134,7 @@ def test_an_evaluation_of_this_model_is_taken_and_another_is_not(
     export_run(config, ExportAsked(folder, tmp_path / "out"))
     assert "1000 draws" in card_of(tmp_path / "out").text
     assert "is of another model or teacher: scoring now" in capsys.readouterr().err
-    write_evaluation(
-        folder, score(config, Asked(str(folder / "model"), str(folder / "model"), resamples=123))
-    )
+    keep_evaluation(folder, score(config, Asked(str(folder / "model"), str(folder / "model"), resamples=123)))
     export_run(config, ExportAsked(folder, tmp_path / "out"))
     assert "1000 draws" in card_of(tmp_path / "out").text, "against itself, and not its teacher"
 
@@ -277,4 +282,58 @@ def test_a_file_of_the_model_that_the_run_did_not_write(
     said = "does not match the checksum that the run noted" if harm == "changed" else "cannot be read"
     with pytest.raises(UserError, match=f"{re.escape(name)} {said}.*put"):
         export_run(gone, ExportAsked(folder, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_that_says_something_else_is_not_taken(
+    run: tuple[Path, RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of train alone, of other rows, by another teacher in the same place; or of no types of ours."""
+    folder, config = run
+    asked = ExportAsked(folder, tmp_path / "out")
+    model = str(folder / "model")
+
+    def reason() -> str:
+        capsys.readouterr()
+        found = export_run(config, asked)
+        assert found["splits"].keys() == {"dev"}
+        assert found["splits"]["dev"]["rows"] == 10
+        return capsys.readouterr().err.partition("evaluation.json ")[2].partition(": scoring now")[0]
+
+    keep_evaluation(folder, score(config, Asked(model, splits=("train",))))
+    assert reason() == "says nothing of dev"
+    keep_evaluation(folder, score(config, Asked(model, splits=("train", "dev"))))
+    assert reason() == "", "and what it taught is not among the results"
+    (tmp_path / "more").mkdir()
+    other = replace(
+        config, data=replace(config.data, prepared=prepare_pairs(tmp_path / "more", dev_rows=13)[-1][14:])
+    )
+    keep_evaluation(folder, score(other, Asked(model)))
+    assert reason() == "is of other rows"
+    keep_evaluation(folder, score(config, Asked(model)))
+    assert reason() == ""
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    for path, value in (("splits", 3), ("settings", {}), ("models", {"student": {}, "teachers": 3})):
+        (folder / "evaluation.json").write_text(json.dumps({**evaluation, path: value}))
+        assert reason() == "is not what launcher/evaluate.py writes", path
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    teacher = tmp_path / "teacher" / "model"
+    weights = load_file(teacher / "model.safetensors")
+    save_file(
+        {name: -value for name, value in weights.items()}, teacher / "model.safetensors", {"format": "pt"}
+    )
+    assert reason() == "is of another model or teacher"
+
+
+def test_a_model_that_diverged_is_not_exported(run: tuple[Path, RunConfig], tmp_path: Path) -> None:
+    folder, config = run
+    weights = load_file(folder / "model" / "model.safetensors")
+    weights["classifier.weight"][0] = math.nan
+    save_file(weights, folder / "model" / "model.safetensors", {"format": "pt"})
+    noted = json.loads((folder / "model" / "best_epoch.json").read_text())
+    noted["sha256"] = sha256_file(folder / "model" / "model.safetensors")
+    (folder / "model" / "best_epoch.json").write_text(json.dumps(noted))
+    for evaluate in (True, False):
+        with pytest.raises(UserError, match=r"classifier\.weight are not all finite"):
+            export_run(config, ExportAsked(folder, tmp_path / "out", evaluate=evaluate, onnx=True))
     assert not (tmp_path / "out").exists()

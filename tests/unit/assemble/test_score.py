@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,11 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from tiny_encoders import tiny_encoder
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from distill_dist.assemble.evaluation_files import open_folder, write_evaluation
+from distill_dist.assemble.evaluation_files import evaluated_folder, write_evaluation
 from distill_dist.assemble.models import check_tokenizer, teacher_shape
-from distill_dist.assemble.score import Asked, Scored, score, vocabulary
+from distill_dist.assemble.score import Asked, Scored, check_splits, score, vocabulary
 from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.config.schema_teacher import PooledTeacher, TeacherConfig, WireConfig
@@ -117,8 +120,8 @@ def numbers(tree: dict[str, Any]) -> list[Any]:
 
 def test_the_numbers_follow_from_the_predictions(scored: Scored, tmp_path: Path) -> None:
     """The files hold all that a report needs: the record's numbers come out of them again."""
-    open_folder(tmp_path / "run")
-    record = write_evaluation(tmp_path / "run", scored)
+    with evaluated_folder(tmp_path / "run"):
+        record = write_evaluation(tmp_path / "run", scored)
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == record
     entry = record["predictions"]["dev"]
     path = tmp_path / "run" / entry["file"]
@@ -247,6 +250,48 @@ def test_a_damaged_tokenizer_is_named(config: RunConfig, tmp_path: Path, content
     (path / "tokenizer.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=rf"no tokenizer could be loaded from '{path}': \S"):
         check_tokenizer(str(path), Path(config.data.prepared), what="student")
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_tokenizer_of_prepared_data_that_is_gone_or_damaged(
+    config: RunConfig, pair: tuple[str, str], tmp_path: Path, content: str | None
+) -> None:
+    prepared = shutil.copytree(config.data.prepared, tmp_path / "prepared")
+    place = prepared / "tokenizer"
+    if content is None:
+        shutil.rmtree(place)
+    else:
+        (place / "tokenizer.json").write_text(content)
+    damaged = replace(config, data=replace(config.data, prepared=str(prepared)))
+    student = shutil.copytree(pair[0], tmp_path / "student")
+    shutil.copytree(Path(config.data.prepared) / "tokenizer", student, dirs_exist_ok=True)
+    with pytest.raises(UserError, match=f"{re.escape(str(place))}.*prepare the data again"):
+        score(damaged, Asked(student=str(student)))
+    with pytest.raises(UserError, match=f"{re.escape(str(place))}.*prepare the data again"):
+        vocabulary(prepared)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_that_diverged_has_no_score(
+    config: RunConfig, pair: tuple[str, str], tmp_path: Path, value: float
+) -> None:
+    path = tmp_path / "model"
+    model = AutoModelForSequenceClassification.from_pretrained(pair[0])
+    with torch.no_grad():
+        model.classifier.bias[0] = value
+    model.save_pretrained(path)
+    with pytest.raises(UserError, match=r"the student's logits are not finite for \d+ of \d+ rows"):
+        score(config, Asked(student=str(path)))
+
+
+def test_with_nothing_but_train_there_is_nothing_to_score(config: RunConfig, tmp_path: Path) -> None:
+    prepared = shutil.copytree(config.data.prepared, tmp_path / "prepared")
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    manifest["splits"] = {"train": manifest["splits"]["train"]}
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    alone = replace(config, data=replace(config.data, prepared=str(prepared)))
+    with pytest.raises(UserError, match="has no split but train"):
+        check_splits(alone, Asked(student="x"))
 
 
 @pytest.mark.parametrize("content", ["{", "null", '{"model_type": "bert", "hidden_size": "x"}'])

@@ -205,7 +205,7 @@ def test_a_prepared_folder_with_bad_rows_and_more_splits_can_be_replaced(config,
 
 def test_files_that_cannot_be_read_or_written_are_one_message(config, out, tmp_path, monkeypatch):
     below_a_file = tmp_path / "input" / "dev.tsv" / "p"
-    with pytest.raises(UserError, match=r"prepare failed at .*dev\.tsv.*: (Not a directory|File exists)"):
+    with pytest.raises(UserError, match=r"cannot be written: (Not a directory|File exists) .*dev\.tsv"):
         run(change(config, prepared=str(below_a_file)))
     long = "x" * 256
     for changes in ({"prepared": f"{tmp_path}/{long}"}, {"splits": {"train": long}}, {"path": long}):
@@ -369,7 +369,7 @@ def test_one_prepare_at_a_time(config, out):
     command = [sys.executable, "-c", code, str(lock)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "None\n"
-        with pytest.raises(UserError, match=rf"is being prepared by another run \(process {other.pid} on"):
+        with pytest.raises(UserError, match=rf"by another launcher/prepare\.py \(process {other.pid} on"):
             run(config)
         other.kill()
     run(config)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from tiny import environment
 
 from distill_dist.errors import UserError
 from distill_dist.evaluation.submission import (
     SERVER_FILES,
+    check_place,
     check_submission,
     server_labels,
     write_submission,
@@ -121,6 +125,56 @@ def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
         file.writestr("notes.txt", "mine")
     with pytest.raises(UserError, match=r"is there and is no submission: notes\.txt is no file of a task"):
         write_submission(path, {"SST-2": SST2})
+
+
+@pytest.mark.parametrize("place", [60, -30], ids=["content", "directory"])
+def test_a_damaged_zip_is_named(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "glue.zip"
+    good(path)
+    content = bytearray(path.read_bytes())
+    for number in range(place, place + 8):
+        content[number] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"is there and is no zip .*: name another file"):
+        write_submission(path, {"SST-2": SST2})
+    assert path.read_bytes() == content
+    with pytest.raises(UserError, match="is no zip"):
+        check_place(path)
+
+
+def test_a_place_that_cannot_be_is_told_before_anything_is_predicted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder: give the name of a zip in it"):
+        check_place(tmp_path)
+    with pytest.raises(UserError, match=r"there is no folder .*no: make it"):
+        check_place(tmp_path / "no" / "glue.zip")
+    check_place(tmp_path / "glue.zip")
+
+
+ADD = """
+import sys, time
+from pathlib import Path
+from distill_dist.evaluation import submission
+write = submission.write_durable
+def slowly(path, fill):
+    print("read", flush=True)
+    time.sleep(2)
+    write(path, fill)
+submission.write_durable = slowly
+submission.write_submission(Path(sys.argv[1]), {"QNLI": ["entailment"] * 5463})
+"""
+
+
+def test_two_at_once_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "glue.zip"
+    command = [sys.executable, "-c", ADD, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"read\n"
+        write_submission(path, {"SST-2": SST2})
+        assert other.wait(60) == 0
+    with zipfile.ZipFile(path) as file:
+        assert sorted(file.namelist()) == ["QNLI.tsv", "SST-2.tsv"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_labels_are_the_servers_by_name_in_our_order() -> None:

@@ -49,7 +49,11 @@ def test_a_cell_that_was_not_escaped_is_a_bug() -> None:
     ("text", "expected"),
     [
         ("/home/user/work/runs/x/model", "…/x/model"),
-        ("/home/user", "…/user"),
+        ("/home/user", "…"),
+        ("/data", "…/data"),
+        ("--config=file:///home/bob/k.yaml", "--config=…/k.yaml"),
+        ("label=at:/home/bob/x", "label=at:…/x"),
+        ("data.splits={train:/home/bob/secret/t.jsonl}", "data.splits={train:…/secret/t.jsonl}"),
         ("/home/user/model", "…/model"),
         ("/home/a n/b c/d", "…/b c/d"),
         ("/srv/start/configs/a.yaml", "configs/a.yaml"),

@@ -128,3 +128,8 @@ def test_two_at_once(tmp_path: Path) -> None:
         assert f"is being written by another export (process {os.getpid()} on " in other.stdout
         write_record(folder, {})
     assert names(tmp_path) == ["out"]
+
+
+def test_the_root_is_no_place() -> None:
+    with pytest.raises(UserError, match="is no place for an export"):
+        export(Path("/"))

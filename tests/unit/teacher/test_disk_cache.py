@@ -9,11 +9,10 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from small_disk import small_disk
 
 from distill_dist.teacher import disk_cache
 from distill_dist.teacher.disk_cache import DEFAULT_LIMITS, DiskCache, SealLimits
@@ -213,27 +212,10 @@ def test_no_more_is_written_than_allowed(tmp_path: Path, caplog: pytest.LogCaptu
 # ------------------------------------------------------------------ disks that cannot write
 
 
-@contextmanager
-def mounted(place: Path, size: str) -> Iterator[Path]:
-    """A file system of its own; skips where mounting is not permitted, which takes CAP_SYS_ADMIN."""
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("a full disk needs the program `mount`")
-    if done.returncode:
-        pytest.skip(f"a full disk needs the right to mount one: {done.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
 def test_a_full_disk_ends_the_writing_with_one_warning_and_not_the_reading(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with mounted(tmp_path / "small", "256k") as folder:
+    with small_disk(tmp_path / "small", "256k") as folder:
         target = cache(folder, limits=SealLimits(bytes=50_000))
         payload = {key(i): key(i) * 100 for i in range(400)}
         for k, value in payload.items():
@@ -264,7 +246,7 @@ def test_a_full_disk_ends_the_writing_with_one_warning_and_not_the_reading(
 
 @pytest.mark.parametrize("is_open", [True, False])
 def test_a_disk_that_turns_read_only(tmp_path: Path, caplog: pytest.LogCaptureFixture, is_open: bool) -> None:
-    with mounted(tmp_path / "small", "1m") as folder:
+    with small_disk(tmp_path / "small", "1m") as folder:
         write_segment(folder, range(5))
         if is_open:
             target = cache(folder)
