@@ -31,6 +31,7 @@ LAYERS = {
         "background",
         "invocation",
         "extras",
+        "one_writer",
     ),
     1: (
         "data",
