@@ -78,15 +78,14 @@ with evaluated_folder(Path(sys.argv[1])):
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
-        with (
-            pytest.raises(UserError, match=f"another evaluation .process {other.pid} "),
-            evaluated_folder(tmp_path),
-        ):
-            pass
-        other.kill()
-        other.wait(60)
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"held\n"
+            said = f"another evaluation .process {other.pid} "
+            with pytest.raises(UserError, match=said), evaluated_folder(tmp_path):
+                pass
+        finally:
+            other.kill()
     with evaluated_folder(tmp_path):
         write_evaluation(tmp_path, scored("dev"))
     check_whole(tmp_path)
