@@ -176,6 +176,9 @@ class _Parser(argparse.ArgumentParser):
     """Wrong arguments become UserErrors, so that they read like every other message."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace(
+            ", key=value", ""
+        )  # which is never required, but argparse says so beside a DIR
         raise UserError(f"{message} (see {Path(self.prog).name} --help)")
 
 

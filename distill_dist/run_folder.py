@@ -162,11 +162,17 @@ class RunFolder:
         logging.getLogger("distill_dist").setLevel(logging.DEBUG)
 
     def describe(self, *, config_yaml: str, deepspeed_json: dict[str, Any]) -> None:
-        """What runs: the resolved configuration, DeepSpeed's JSON, versions and commit, and how it was started."""
+        """What runs: the resolved configuration, DeepSpeed's JSON, versions and commit, and how it was started.
+
+        How it was started first, where the same configuration goes on: what goes on may have been given that file.
+        """
+        before, command = self.path / "config.yaml", self.path / "command.json"
+        goes_on = command.is_file() and before.is_file() and before.read_text(encoding="utf-8") == config_yaml
         (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
         write_json(self.path / "deepspeed.json", deepspeed_json)
         write_json(self.path / "versions.json", versions())
-        write_json(self.path / "command.json", {"command": command_typed(), "folder": os.getcwd()})
+        if not goes_on:
+            write_json(command, {"command": command_typed(), "folder": os.getcwd()})
 
     def set_state(self, state: str, **more: Any) -> None:
         """The run's verdict: `running`, `done`, `stopped` (resumable) or `failed`."""

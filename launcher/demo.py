@@ -66,7 +66,10 @@ def demo() -> dict[str, Any]:
     config = load_config(CONFIGS / "demo.yaml", [])
     for name in ("demo_teacher.yaml", "demo_finetune.yaml", "demo.yaml"):
         # The demo shows a run from its first step; its own earlier folders would only be resumed.
-        shutil.rmtree(ROOT / load_config(CONFIGS / name, []).run_dir, ignore_errors=True)
+        folder = load_config(CONFIGS / name, []).run_dir
+        if (ROOT / folder).exists():
+            _say(f"{folder} of an earlier demo is removed: this one begins anew")
+            shutil.rmtree(ROOT / folder, ignore_errors=True)
     _say("1/5 preparing the corpus")
     run_launcher("prepare", "demo.yaml")
     _say("2/5 training the teacher")
@@ -92,7 +95,9 @@ def demo() -> dict[str, Any]:
     write_json(ROOT / config.run_dir / "summary.json", distilled)
     _say(_table(comparison))
     _say(
-        f"student: {config.run_dir}/model   summary: {config.run_dir}/summary.json   {distilled['seconds']:.0f} s"
+        f"student: {config.run_dir}/model   summary: {config.run_dir}/summary.json   {distilled['seconds']:.0f} s\n"
+        f"next: .venv/bin/python launcher/evaluate.py {config.run_dir} --saliency; … export.py {config.run_dir} --out "
+        "exports/demo"
     )
     if distilled["student"]["accuracy"] < words + STUDENT_OVER_WORDS:
         raise DemoFailed(

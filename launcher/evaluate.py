@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
 from distill_dist.command_line import launch, named_path
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
+from distill_dist.report.run_record import no_run
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -75,9 +77,8 @@ def find(args: argparse.Namespace) -> tuple[Path | None, str]:
     if args.run is None and (folder / "config.json").is_file() and not args.student:
         of_run = folder.name == "model" and (folder.parent / "config.yaml").is_file()
         return folder.parent if of_run else None, str(folder)
-    raise UserError(
-        f"{folder} has no config.yaml: give the run_dir of a launcher/train.py that started, or a folder with a "
-        "model (config.json)"
+    raise no_run(
+        folder, "give the run_dir of a launcher/train.py that started, or a folder with a model (config.json)"
     )
 
 
@@ -95,7 +96,7 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     _check(config, args)
     out = args.out or (run if run is not None and not args.student else None)
     # Only now: a wrong key answers at once, torch takes seconds.
-    from distill_dist.assemble.evaluation_files import evaluated_folder, write_evaluation
+    from distill_dist.assemble.evaluation_files import evaluated_folder, left_behind, write_evaluation
     from distill_dist.assemble.finished_run import check_own_model
     from distill_dist.assemble.score import Asked, check_splits, score
     from distill_dist.assemble.submission_of_run import write_submission_of
@@ -120,6 +121,8 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
             places = dict(each.split("=", 1) for each in args.test)
             submission = write_submission_of(config, student=student, path=args.submission, places=places)
         scored = score(config, asked)
+        if out is not None and (lost := left_behind(out, scored)):
+            print(f"the evaluation that this replaces had more: {', '.join(lost)}", file=sys.stderr)
         found = scored.record if out is None else write_evaluation(out, scored)
     return found if submission is None else {**found, "submission": submission}
 
@@ -127,8 +130,10 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
 def _check(config: RunConfig, args: argparse.Namespace) -> None:
     if args.saliency and not (args.teacher or config.teacher.path or config.teachers):
         raise UserError("--saliency compares with a teacher: give --teacher FOLDER")
-    if args.saliency_rows < 0 or (args.saliency_rows and not args.saliency):
-        raise UserError(f"--saliency-rows {args.saliency_rows}: 1 or more rows, with --saliency")
+    if args.saliency_rows < 0:
+        raise UserError(f"--saliency-rows {args.saliency_rows}: must be 1 or more, or left away for all")
+    if args.saliency_rows and not args.saliency:
+        raise UserError(f"--saliency-rows {args.saliency_rows} says of how many rows: add --saliency")
     if not 0 < args.rate <= 1:
         raise UserError(f"--rate {args.rate}: must be above 0, to 1")
     if not 1 <= args.resamples <= 10**6:

@@ -67,7 +67,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     page = render(found, made=made, command=shlex.join(["python", *sys.argv]))
     write_durable(out, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     _progress("")
-    print(f"{out}: {len(page) / 1e6:.1f} MB, {len(paths)} runs", file=sys.stderr)
+    for view in found.runs:
+        for problem in view.problems:
+            print(f"{view.run.path}: {problem}", file=sys.stderr)
+    runs = f"{len(paths)} run{'' if len(paths) == 1 else 's'}"
+    print(f"{out}: {len(page) / 1e6:.1f} MB, {runs}", file=sys.stderr)
     return {"report": str(out), **as_json(found)}
 
 

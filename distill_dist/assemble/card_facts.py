@@ -16,7 +16,7 @@ from distill_dist.export.facts import CardFacts, Measured, SplitFigures, SplitSo
 from distill_dist.export.markdown import hide_places
 from distill_dist.hub import is_hub_model, weights_digest
 from distill_dist.report.figures import pair
-from distill_dist.report.run_record import RunRecord, number_at, value_at
+from distill_dist.report.run_record import RunRecord, number_at, read_object, value_at
 
 Tree = Mapping[str, Any]
 _LOYALTY = ("ll", "pl")  # a split's own in summary.json, beside the student's figures
@@ -160,11 +160,22 @@ def _teachers(
     scored = {each["path"]: each["sha256"] for each in value_at(evaluation, "models", "teachers") or []}
     found = []
     for teacher in teachers_of(config):
-        digest = scored.get(teacher.path)
-        if digest is None and teacher.path in folders:
-            digest = weights_digest(Path(folders[teacher.path]))
-        found.append(TeacherFacts(teacher.path, digest))
+        digest, shape = scored.get(teacher.path), ""
+        if teacher.path in folders:
+            folder = Path(folders[teacher.path])
+            digest = digest or weights_digest(folder)
+            shape = architecture(read_object(folder / "config.json", []))
+        found.append(TeacherFacts(teacher.path, digest, shape))
     return tuple(found)
+
+
+def architecture(config: Tree) -> str:
+    """`bert, 3 layers of width 384`, of a model's config.json; "" where that does not say."""
+    width = config.get("hidden_size", config.get("dim"))  # DistilBERT's names
+    layers = config.get("num_hidden_layers", config.get("n_layers"))
+    if not config.get("model_type") or layers is None or width is None:
+        return ""
+    return f"{config['model_type']}, {layers} layer{'' if layers == 1 else 's'} of width {width}"
 
 
 def _sources(manifest: Manifest, folder: str) -> tuple[SplitSource, ...]:

@@ -55,10 +55,9 @@ def _held_out(config: RunConfig, splits: tuple[SplitFigures, ...]) -> Iterator[s
 
 def _language(config: RunConfig, manifest: Manifest | None, lower_cases: bool) -> Iterator[str]:
     if config.data.source == "synthetic_nli":
-        words = "" if manifest is None else f" of {manifest.vocab_size} words"
         yield (
-            f"Its language is a generated one{words}; every other word is unknown to it: it shows a method, and is of "
-            "no other use."
+            "Its language is a generated one; what is not of it is spelled out, or unknown to it: it shows a method, "
+            "and is of no other use."
         )
         return
     case = "; its tokenizer makes all letters small" if lower_cases else ""
@@ -83,13 +82,13 @@ def _figures(config: RunConfig, splits: tuple[SplitFigures, ...]) -> Iterator[st
         yield f"{rows} leave a standard error of {100 * error:.1f} points of accuracy."
     by = config.evaluate.select_on
     chosen = (
-        f"the best of up to {config.train.epochs} epochs was chosen by them, and "
+        f"the best of up to {config.train.epochs} epochs was chosen by them, and settings may have been"
         if config.train.epochs > 1
-        else ""
+        else "settings may have been chosen by them"
     )
     others = ", ".join(code(split.name) for split in splits if split.name != by)
     told = f"{others} chose nothing inside the run" if others else "no other rows were scored"
-    yield f"Figures on {code(by)} are optimistic: {chosen}settings may have been; {told}."
+    yield f"Figures on {code(by)} are optimistic: {chosen}; {told}."
 
 
 def _training(config: RunConfig) -> Iterator[str]:

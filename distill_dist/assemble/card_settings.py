@@ -88,7 +88,8 @@ def _training(config: RunConfig, run: RunRecord) -> Iterator[tuple[str, str]]:
     steps, best = (number_at(run.summary, key) for key in ("steps", "best_step"))
     yield "epochs", f"{train.epochs}" + ("" if steps is None else f" ({steps:.0f} steps)")
     if best is not None:
-        yield "step of this model", f"{best:.0f}, the best on {config.evaluate.select_on}"
+        chosen = f", the best on {config.evaluate.select_on}" if train.epochs > 1 else ""
+        yield "step of this model", f"{best:.0f}{chosen}"
     yield "rows of a batch", f"{config.batch.size}"
     yield (
         "optimizer",

@@ -14,6 +14,7 @@ from distill_dist.durable import remove_stale, sha256_file, write_all_durable
 from distill_dist.errors import UserError
 from distill_dist.evaluation.predictions import write_predictions
 from distill_dist.one_writer import one_writer
+from distill_dist.report.run_record import read_object, value_at
 
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions"
@@ -38,6 +39,23 @@ def evaluated_folder(folder: Path) -> Iterator[None]:
         if not was_there:
             with contextlib.suppress(OSError):  # there is something in it
                 folder.rmdir()
+
+
+def left_behind(folder: Path, scored: Scored) -> list[str]:
+    """What the evaluation in ``folder`` has measured and ``scored`` has not: `saliency`, `consistency`, a split."""
+    before = value_at(read_object(folder / EVALUATION, []), "splits")
+    if not isinstance(before, dict):
+        return []
+    now = scored.record["splits"]
+    found = [f"split {name}" for name in before if name not in now]
+    for what, section, prefix in (("saliency", "loyalty", "sl_"), ("consistency", "consistency", "")):
+        had, has = (
+            any(name.startswith(prefix) for split in tree.values() for name in value_at(split, section) or ())
+            for tree in (before, now)
+        )
+        if had and not has:
+            found.append(what)
+    return found
 
 
 def write_evaluation(folder: Path, scored: Scored) -> dict[str, Any]:

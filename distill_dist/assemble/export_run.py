@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill_dist.assemble.card_facts import gather
+from distill_dist.assemble.card_facts import architecture, gather
 from distill_dist.assemble.evaluated_models import find_teachers
 from distill_dist.assemble.export_latency import measure_latency
 from distill_dist.assemble.export_onnx import write_onnx
@@ -31,7 +31,7 @@ from distill_dist.export.settings_file import SETTINGS, write_settings
 from distill_dist.models.build import check_finite, load_classifier, quiet_loading, use_own_kernel
 from distill_dist.models.encoder import EncoderParts, encoder_parts
 from distill_dist.models.tokenizer import save_tokenizer
-from distill_dist.report.run_record import RunRecord, value_at
+from distill_dist.report.run_record import RunRecord, read_object, value_at
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _Export:
             name=self.asked.out.resolve().name,
             labels=_labels(student.model.config),
             parameters=sum(each.numel() for each in student.model.parameters()),
-            architecture=_architecture(student.model.config),
+            architecture=architecture(read_object(self.folder / "config.json", [])),
             sha256=best["sha256"],
             teachers={path: place for path, _, place in teachers},
             lower_cases=_lower_cases(self.folder),
@@ -164,11 +164,6 @@ def _student(model: Path) -> EncoderParts:
 
 def _labels(config: Any) -> tuple[str, ...]:
     return tuple(str(config.id2label[number]) for number in range(config.num_labels))
-
-
-def _architecture(config: Any) -> str:
-    layers = config.num_hidden_layers
-    return f"{config.model_type}, {layers} layer{'' if layers == 1 else 's'} of width {config.hidden_size}"
 
 
 def _lower_cases(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -48,6 +49,11 @@ _TYPE_WORDS: dict[Any, str] = {
     dict[str, int]: "a mapping from text to whole numbers",
     tuple[PooledTeacher, ...]: "a list of {path: a text, weight: a number}",
 }
+
+
+def flat_fields(config: RunConfig) -> dict[str, Any]:
+    """Dotted key -> value of every field, in the schema's order."""
+    return {key: functools.reduce(getattr, key.split("."), config) for key in schema_fields()}
 
 
 @cache

@@ -175,6 +175,8 @@ def _read_override(text: str) -> Any:
     """`a.b=value` as nested containers; the value is read as YAML."""
     key, equals, value = text.partition("=")
     if not equals:
+        if Path(text).suffix in (".yaml", ".yml"):
+            raise UserError(f"'{text}': a configuration is given as --config {text}")
         hint = nearest_key(text)
         raise UserError(f"'{text}': an override is written key=value" + (f", e.g. {hint}=…" if hint else ""))
     if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):

@@ -169,7 +169,9 @@ def _teacher(facts: CardFacts) -> str:
     if not facts.teachers:
         return "None."
     lines = [
-        f"{code(hide_places(each.path, folder=facts.command_folder))}, sha256 of its weights: "
+        f"{code(hide_places(each.path, folder=facts.command_folder))}"
+        + (f" ({code(each.architecture)})" if each.architecture else "")
+        + ", sha256 of its weights: "
         + (f"`{each.sha256}`" if each.sha256 else "not known")
         for each in facts.teachers
     ]
@@ -278,9 +280,19 @@ def _onnx(found: OnnxFacts, metric: str) -> str:
             f"{found.int8_difference:.2g}",
         ),
     ]
+    program = (
+        "import onnxruntime",
+        "from transformers import AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder',
+        f'session = onnxruntime.InferenceSession("{found.file}")',
+        'given = tokenizer(["a text"], padding=True, truncation=True, return_tensors="np")',
+        'print(session.run(["logits"], dict(given)))  # [rows, classes]',
+    )
     header = ("file", f"{title} on dev", "rows with PyTorch's label", "largest difference of a logit")
     return (
-        f"{table(header, rows)}\n\nOver {found.dev_rows:,} rows of dev in padded batches, by onnxruntime on the CPU. "
+        f"{block(chr(10).join(program), 'python')}\n\n{table(header, rows)}\n\n"
+        f"Over {found.dev_rows:,} rows of dev in padded batches, by onnxruntime on the CPU. "
         f"The fp32 file was held against PyTorch's logits on {found.checked_rows} of them: they differ by at most "
         f"{found.largest_difference:.2g}, where {found.tolerance:.2g} was allowed (8 times PyTorch's own fp32 rounding "
         "on these rows). The int8 file has int8 weights, and activations that are quantized as they come: its numbers "

@@ -41,10 +41,11 @@ class SplitSource:
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """One model that taught; ``sha256`` of its weights, as `evaluate.py` has it."""
+    """One model that taught; ``sha256`` of its weights, as `evaluate.py` has it. ``architecture``: "" if unknown."""
 
     path: str
     sha256: str | None
+    architecture: str = ""
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ def dots(
         if mark is not None:
             axes.axvline(mark, color="#555555", linewidth=0.8, linestyle="--")
         _rows(axes, [label for label, _ in rows])
+        _few_ticks(axes)
         _finish(axes, across, "")
         return Chart(title, _svg(figure))
 
@@ -127,6 +128,7 @@ def bars(title: str, rows: Sequence[tuple[str, float]], *, across: str, caption:
     with _figure(0.75 + 0.21 * len(rows)) as (figure, axes):
         axes.barh(range(len(rows)), [value for _, value in rows], height=0.65, color=COLOURS[0])
         _rows(axes, [label for label, _ in rows])
+        _few_ticks(axes)
         _finish(axes, across, "")
         return Chart(title, _svg(figure), caption)
 
@@ -149,6 +151,7 @@ def scatter(
                 )
             else:
                 axes.plot(x, y, ".", color=_OTHERS, zorder=1)
+        _few_ticks(axes)
         _finish(axes, across, up, legend=len(groups) > 1)
         return Chart(title, _svg(figure))
 
@@ -174,13 +177,13 @@ def heat(
 def _rows(axes: Any, labels: Sequence[str]) -> None:
     axes.set_yticks(range(len(labels)), [_cut(label) for label in labels], fontsize=7.5)
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.xaxis.set_major_locator(_locator())
 
 
-def _locator() -> Any:
+def _few_ticks(axes: Any) -> None:
+    """Numbers below the axis that do not run into each other, also where they are long or the axis is short."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(5)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def _finish(axes: Any, across: str, up: str, *, legend: bool = False) -> None:

@@ -11,6 +11,7 @@ from distill_dist.report.charts import Chart
 from distill_dist.report.comparison import TaskTable, compare_task
 from distill_dist.report.groups import Group, group_runs, pick_baselines
 from distill_dist.report.points import Points, read_points
+from distill_dist.report.row_scores import COMMAND
 from distill_dist.report.rows_of_snapshot import read_row_map
 from distill_dist.report.run_charts import run_charts
 from distill_dist.report.run_record import RunRecord, read_run, value_at
@@ -81,14 +82,22 @@ def collect(
 def _check_split(records: Sequence[RunRecord], split: str) -> None:
     """Raises UserError for one that no run has, but for dev, which every run is scored on."""
     known: set[str] = set()
+    scored: set[str] = set()
     for record in records:
-        evaluated, scored = (value_at(tree, "splits") for tree in (record.evaluation, record.summary))
-        planned = (value_at(record.config, "data", key) for key in ("splits", "hold_out"))
-        for found in (evaluated, scored, *planned):
+        for tree in (record.evaluation, record.summary):
+            found = value_at(tree, "splits")
+            scored.update(found if isinstance(found, dict) else ())
+        for key in ("splits", "hold_out"):
+            found = value_at(record.config, "data", key)
             known.update(found if isinstance(found, dict) else ())
-    if split != "dev" and split not in known:
-        names = ", ".join(sorted(map(str, known))) or "none yet"
+    if split in ("dev", *scored):
+        return
+    if split not in known:
+        names = ", ".join(sorted(map(str, known | scored))) or "none yet"
         raise UserError(f"--split {split}: no run here has it (they have {names})")
+    done = next((record.path for record in records if record.done), None)
+    if done is not None:
+        raise UserError(f"--split {split}: no run here was scored on it: {COMMAND} {done} --split {split}")
 
 
 def _views(

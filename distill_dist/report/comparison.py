@@ -26,6 +26,7 @@ from distill_dist.report.statistics import (
 LEVEL = 0.05
 _OF_COMMIT = 12  # characters
 _MOST_VERSIONS = 5  # that a note names
+_MOST_COMMANDS = 10
 SAME_MODEL = 0.005  # between a run's figure and its predictions': a device or a kernel may turn a few rows
 
 
@@ -132,6 +133,10 @@ def _other_versions(runs: Sequence[RunRecord]) -> list[str]:
     return found
 
 
+def _more(paths: Sequence[Path]) -> str:
+    return f"; and {len(paths) - _MOST_COMMANDS} more" if len(paths) > _MOST_COMMANDS else ""
+
+
 def _place(cell: Cell | None) -> tuple[bool, float]:
     """Best first, lines without the metric last."""
     return (cell is None, 0.0 if cell is None else -cell.mean)
@@ -159,6 +164,11 @@ def _against_all(table: TaskTable, baseline: Group, *, resamples: int, seed: int
         return
     if theirs.missing:
         table.notes.append(f"no comparison row by row: {theirs.missing}")
+    runs = [run for line in table.lines for run in line.group.runs if figure(run, *column) is not None]
+    bare = [run.path for run in runs if find_predictions(run, table.split) is None]
+    if len(bare) > 1:
+        named = "; ".join(f"{COMMAND} {path}" for path in bare[:_MOST_COMMANDS])
+        table.notes.append(f"{len(bare)} runs have no predictions on {table.split}: {named}{_more(bare)}")
     for line in table.lines:
         if line.group is baseline or column not in line.cells:
             continue

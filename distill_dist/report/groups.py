@@ -105,10 +105,17 @@ def _compared(record: RunRecord) -> dict[str, Any]:
     """Dotted key -> value of what makes runs comparable; without a configuration the run stands for itself."""
     if not record.config:
         return {"": str(record.path)}
-    found = {key: value for key, value in flatten(record.config).items() if not _is_left_out(key)}
+    return {key: value for key, value in said_fields(record.config).items() if not _is_left_out(key)}
+
+
+def said_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of a resolved configuration, without what follows from other fields or is not read."""
+    found = flatten(config)
     for key in _FOLLOW_KD:
         if found.get(key) == found.get("weight.kd"):
             found.pop(key, None)
+    if found.get("student.path") and found.get("student.architecture") != "electra":
+        found = {key: value for key, value in found.items() if not key.startswith("student.shape.")}
     return found
 
 
@@ -166,6 +173,7 @@ def pick_baselines(groups: Sequence[Group], wanted: str) -> dict[str, Group]:
         for matching in (
             [group for group in ours if group.label == wanted],
             [group for group in ours if any(_is_folder(run, wanted) for run in group.runs)],
+            [group for group in ours if group.runs[0].label == wanted],
             [group for group in ours if group.method == wanted],
         ):
             if len(matching) > 1:
@@ -178,6 +186,10 @@ def pick_baselines(groups: Sequence[Group], wanted: str) -> dict[str, Group]:
                 found[task] = matching[0]
                 break
     if not found:
+        if Path(wanted).is_dir():
+            raise UserError(
+                f"--baseline {wanted}: it is not among the runs of this report: name it beside them"
+            )
         methods = sorted({group.method for group in groups})
         lines = sorted({group.label for group in groups} - set(methods))
         more = f" and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else ""

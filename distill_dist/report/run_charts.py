@@ -65,7 +65,7 @@ def _speed(points: Points) -> Chart | None:
 
 def _wait(points: Points) -> Chart | None:
     tags = [tag for tag in sorted(points.curves) if tag.endswith(("/teacher_wait_share", "/hit_share"))]
-    series = _named(points, tags)
+    series = [line for line in _named(points, tags) if line.values.any()]  # without a teacher all are 0
     caption = "Share of the students' time that waited for signals, and of the rows that a cache had."
     return lines("Teachers", series, across=_STEP, up="share", caption=caption) if series else None
 

@@ -99,6 +99,27 @@ def find_runs(places: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
+def config_of_folder(folder: Path) -> Path:
+    """The configuration that the run in ``folder`` wrote for itself. Raises UserError where there is none, and why."""
+    if not (folder / "config.yaml").is_file():
+        raise no_run(folder, "give the run_dir of a launcher/train.py that started")
+    return folder / "config.yaml"
+
+
+def no_run(folder: Path, remedy: str) -> UserError:
+    """Why ``folder``, which has no config.yaml, is no run's."""
+    if not folder.is_dir():
+        return UserError(f"{folder}: no such folder: {remedy}")
+    if (folder.parent / "config.yaml").is_file():
+        return UserError(f"{folder} lies inside a run: give {folder.parent}")
+    run = read_run(folder, whole=False)
+    if run.state == "refused":
+        return UserError(
+            f"{folder} is of a run that never began ({run.reason}): mend that and start it again"
+        )
+    return UserError(f"{folder} has no config.yaml: {remedy}")
+
+
 def _runs_below(folder: Path, deeper: int) -> Iterator[Path]:
     is_marked = any((folder / name).is_file() for name in MARKS)
     if is_marked and not any((folder / name).is_file() for name in OF_MANY):

@@ -9,7 +9,7 @@ from typing import Any
 from distill_dist.config.fields import schema_fields
 from distill_dist.report.charts import Chart
 from distill_dist.report.figures import figure, interval, pair, teacher_figure
-from distill_dist.report.groups import Group, flatten
+from distill_dist.report.groups import Group, flatten, said_fields
 from distill_dist.report.row_scores import COMMAND
 from distill_dist.report.run_record import RunRecord, last_step, number_at, value_at
 from distill_dist.report.saliency import Examples
@@ -75,8 +75,10 @@ class RunView:
 
     @property
     def again(self) -> str:
-        """What runs the same resolved configuration once more, into the same folder."""
-        script = f"launcher/train.py --config {shlex.quote(str(self.run.path / 'config.yaml'))}"
+        """What runs the same resolved configuration once more, into a folder beside this one."""
+        path = self.run.path
+        beside = shlex.quote(f"run_dir={path.with_name(f'{path.name}-again')}")
+        script = f"launcher/train.py --config {shlex.quote(str(path / 'config.yaml'))} {beside}"
         students = number_at(self.run.summary, "world", "students")
         teachers = number_at(self.run.config, "cluster", "teachers") or 0.0
         if students is None or students + teachers < 2:
@@ -115,7 +117,7 @@ class RunView:
         known = schema_fields()
         return {
             key: value
-            for key, value in flatten(self.run.config).items()
+            for key, value in said_fields(self.run.config).items()
             if key not in _PLACES and not (key in known and _same(known[key].default, value))
         }
 

@@ -65,6 +65,12 @@ def test_it_renders_in_its_width_without_a_complaint(
     assert len(drawn) > 10
     assert all(drawn)
     assert max(drawn) <= width
+    hidden, said = browser.run(
+        "const places = [...document.querySelectorAll('.scroll')];"
+        "return [places.map(p => p.scrollWidth > p.clientWidth + 1), places.map(p => p.matches('.goes-on'))]"
+    )
+    assert said == hidden, "a table that is cut says so"
+    assert any(hidden) or width != PHONE
     if PICTURES:
         browser.picture(Path(PICTURES) / f"{name}-{width}.png")
 

@@ -56,7 +56,7 @@ def test_a_run_its_model_and_any_other_model(launcher: ModuleType, run: Path, tm
     assert find(parsed(launcher, folder=copy)) == (None, str(copy))
     assert launcher.config_of_run(parsed(launcher, folder=copy)) is None
     assert launcher.config_of_run(parsed(launcher, folder=model)) == run / "config.yaml"
-    with pytest.raises(UserError, match=r"nowhere has no config\.yaml: give the run_dir"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder: give the run_dir"):
         find(parsed(launcher, folder=tmp_path / "nowhere"))
     with pytest.raises(UserError, match="give one of them"):
         find(parsed(launcher, "--run", str(run), folder=run))
@@ -67,6 +67,10 @@ def test_a_run_its_model_and_any_other_model(launcher: ModuleType, run: Path, tm
     [
         ([], "nothing to score: give the run's folder or --student FOLDER"),
         (["--student", "x", "--saliency"], "--saliency compares with a teacher: give --teacher FOLDER"),
+        (
+            ["--student", "x", "--saliency-rows", "9"],
+            "--saliency-rows 9 says of how many rows: add --saliency",
+        ),
         (["--student", "x", "--rate", "0"], "--rate 0.0: must be above 0, to 1"),
         (["--student", "x", "--rate", "nan"], "--rate nan: must be above 0, to 1"),
         (["--student", "x", "--resamples", "0"], "--resamples 0: must be 1 to 1000000"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -26,8 +28,11 @@ def launcher() -> ModuleType:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder as far as it is looked at."""
-    (tmp_path / "run").mkdir()
+    """A run folder as far as it is looked at, and one of a run that was refused."""
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "refused").mkdir()
+    refusal = {"state": "failed", "refused": True, "reason": "UserError: no rows"}
+    (tmp_path / "refused" / "state.json").write_text(json.dumps(refusal), encoding="utf-8")
     (tmp_path / "run" / "config.yaml").write_text("data: {prepared: p}\n", encoding="utf-8")
     return tmp_path / "run"
 
@@ -54,11 +59,27 @@ def said(launcher: ModuleType, capsys: pytest.CaptureFixture[str], *words: str) 
 def test_wrong_words(launcher: ModuleType, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "give --out FOLDER" in said(launcher, capsys, str(run))
     assert "--rounds 0: must be 1 to 1000" in said(launcher, capsys, str(run), "--out", "x", "--rounds", "0")
-    assert "nowhere has no config.yaml: give the run_dir" in said(
-        launcher, capsys, str(run.parent / "nowhere"), "--out", "x"
-    )
+    for place, message in (
+        (run.parent / "nowhere", "nowhere: no such folder: give the run_dir"),
+        (run.parent, "has no config.yaml: give the run_dir"),
+        (run / "model", f"model lies inside a run: give {run}"),
+        (run.parent / "refused", "is of a run that never began (UserError: no rows): mend that"),
+    ):
+        assert message in said(launcher, capsys, str(place), "--out", "x")
     assert "is not done, its state is `unknown`" in said(launcher, capsys, str(run), "--out", "x")
-    assert "the following arguments are required: DIR" in said(launcher, capsys)
+    assert "the following arguments are required: DIR (see" in said(launcher, capsys)
+
+
+@pytest.mark.parametrize("word", ["seed=5", "method=kd", "weight.kd=0.25", "data.max_length=8"])
+def test_a_run_is_taken_as_it_was(
+    launcher: ModuleType, run: Path, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    key, _, value = word.partition("=")
+    told = said(launcher, capsys, str(run), "--out", "x", word)
+    assert re.search(rf"{re.escape(key)}='?{value}'?: the run has .*an export takes it as it was", told)
+    # where it is done, and where the rows lie, may be others
+    ways = ("cluster.threads=3", "data.prepared=elsewhere")
+    assert "is not done" in said(launcher, capsys, str(run), "--out", "x", *ways)
 
 
 def test_without_the_extra(

@@ -257,6 +257,14 @@ def test_what_runs_is_described(folder: RunFolder) -> None:
     started = json.loads((folder.path / "command.json").read_text(encoding="utf-8"))
     assert started["folder"] == os.getcwd()
     assert started["command"] == command_typed()
+    first = {"command": ["deepspeed", "x"], "folder": "/somewhere"}
+    (folder.path / "command.json").write_text(json.dumps(first), encoding="utf-8")
+    for config, expected in (
+        ("seed: 0\n", first),
+        ("seed: 1\n", started),
+    ):  # it goes on; it goes on otherwise
+        folder.describe(config_yaml=config, deepspeed_json={})
+        assert json.loads((folder.path / "command.json").read_text(encoding="utf-8")) == expected
 
 
 def test_versions_name_what_computes() -> None:

@@ -31,6 +31,15 @@ for (const input of document.querySelectorAll("input[data-filters]")) {
     }
   });
 }
+// A table that is wider than its place says so.
+const seeWidths = () => {
+  for (const place of document.querySelectorAll(".scroll")) {
+    place.classList.toggle("goes-on", place.scrollWidth > place.clientWidth + 1);
+  }
+};
+addEventListener("resize", seeWidths);
+addEventListener("toggle", seeWidths, true); // what opens has a width only then
+seeWidths();
 // A link to a run opens it, and paper shows all.
 const openTarget = () => {
   const target = location.hash && document.getElementById(location.hash.slice(1));

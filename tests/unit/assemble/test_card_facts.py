@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distill_dist.assemble import card_facts
-from distill_dist.assemble.card_facts import gather
+from distill_dist.assemble.card_facts import architecture, gather
 from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.data.manifest import Manifest, SplitEntry, manifest_hash
@@ -94,6 +94,9 @@ def test_figures_of_the_run_where_nothing_was_evaluated() -> None:
     limits = " ".join(found.limits)
     assert "Figures on `tune` are optimistic: the best of up to 4 epochs was chosen by them" in limits
     assert "`dev` chose nothing inside the run" in limits
+    once = facts_of(config_of("train.epochs=1"), manifest_of(train=HUB, dev=HUB))
+    assert "Figures on `dev` are optimistic: settings may have been chosen by them; " in " ".join(once.limits)
+    assert dict(once.settings)["step of this model"] == "50"
     assert "100 rows of `dev` leave a standard error of 3.0 points" in limits
     assert "have no intervals" in limits
     assert "7 of the 100 training rows were cut" in limits
@@ -167,6 +170,19 @@ def test_settings_are_those_that_the_method_reads(
     assert set(present) <= settings.keys()
     assert not set(absent) & settings.keys()
     assert settings["student starts from"] == "owner/base"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "bert", "num_hidden_layers": 6, "hidden_size": 384}, "bert, 6 layers of width 384"),
+        ({"model_type": "distilbert", "n_layers": 1, "dim": 64}, "distilbert, 1 layer of width 64"),
+        ({"hidden_size": 3}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_models_shape_in_words(config: dict[str, Any], said: str) -> None:
+    assert architecture(config) == said
 
 
 def test_how_the_student_was_made() -> None:

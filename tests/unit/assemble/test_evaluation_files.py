@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from small_disk import small_disk
 from tiny import environment
 
-from distill_dist.assemble.evaluation_files import evaluated_folder, write_evaluation
+from distill_dist.assemble.evaluation_files import evaluated_folder, left_behind, write_evaluation
 from distill_dist.assemble.score import Scored
 from distill_dist.durable import sha256_file
 from distill_dist.errors import UserError
@@ -44,6 +45,20 @@ def test_the_splits_of_an_evaluation_before_are_gone(tmp_path: Path) -> None:
     check_whole(folder)
     assert record["predictions"].keys() == {"dev"}
     assert {path.name for path in folder.iterdir()} == {"evaluation.json", "predictions"}
+
+
+def test_what_is_lost_by_evaluating_again_is_said(tmp_path: Path) -> None:
+    full = {"loyalty": {"ll": 1.0, "sl_spearman_norm": 0.5}, "consistency": {"deleted": {}}}
+    bare: dict[str, Any] = {"loyalty": {"ll": 1.0}}
+    before = scored("dev", "tune")
+    before.record["splits"] = {"dev": full, "tune": bare}
+    now = scored("dev")
+    now.record["splits"] = {"dev": bare}
+    assert left_behind(tmp_path, now) == []
+    with evaluated_folder(tmp_path):
+        write_evaluation(tmp_path, before)
+    assert left_behind(tmp_path, now) == ["split tune", "saliency", "consistency"]
+    assert left_behind(tmp_path, before) == []
 
 
 def test_a_block_that_writes_nothing_leaves_nothing(tmp_path: Path) -> None:

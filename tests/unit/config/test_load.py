@@ -159,6 +159,7 @@ def test_wrong_yaml(write: Write, yaml_text: str, parts: list[str]) -> None:
     ("override", "parts"),
     [
         ("batch.size", ["'batch.size'", "key=value", "batch.size=…"]),
+        ("configs/demo.yaml", ["a configuration is given as --config configs/demo.yaml"]),
         ("=3", ["'=3'", "dotted name"]),
         ("batch..size=3", ["'batch..size=3'", "dotted name"]),
         ("student.layer_list[0]=3", ["dotted name"]),

@@ -47,6 +47,10 @@ def test_front_matter_and_sections(tmp_path: Path) -> None:
     assert "0.910 (0.890 to 0.930)" in card.text
     assert "0.960 (0.950 to 0.970)" in card.text
     assert "22,700,000 parameters" in card.text
+    assert "(`bert, 6 layers of width 384`), sha256 of its weights: `0101" in card.text
+    *_, program = re.findall(r"```python\n(.*?)```", card.text, re.S)
+    ast.parse(program)
+    assert 'onnxruntime.InferenceSession("onnx/model.onnx")' in program
     command = "deepspeed --num_gpus 3 launcher/train.py --config configs/a.yaml 'run_dir=…/x/y'"
     assert command in card.text
     assert "/home" not in card.content

@@ -73,6 +73,12 @@ def test_a_run_with_everything_has_every_picture(tmp_path: Path) -> None:
     assert "0 to 1.90 times" in exposure.caption  # decile 1 in the last epoch: 1 − 1/10 + 3/3
 
 
+def test_without_a_teacher_there_is_no_picture_of_one() -> None:
+    steps = np.arange(3)
+    curves = {"student_0/teacher_wait_share": (steps, np.zeros(3)), "dev/accuracy": (steps, np.zeros(3))}
+    assert [chart.title for chart in run_charts(Points(curves), None)] == ["Evaluation"]
+
+
 def test_a_run_with_nothing_has_none() -> None:
     assert run_charts(Points(), None) == []
 

@@ -109,6 +109,16 @@ def test_without_predictions_only_seeds_are_tested_and_the_command_is_named(
     assert (better.rows, better.basis) == (None, "seeds")
 
 
+def test_all_runs_without_predictions_are_told_at_once(tmp_path: Path) -> None:
+    paths = [
+        write_run(tmp_path / method, method=method, predictions=False, points=False)
+        for method in ("kd", "gkd")
+    ]
+    note = table(*paths).notes[-1]
+    assert note.startswith("2 runs have no predictions on dev: ")
+    assert all(f"python launcher/evaluate.py {path}" in note for path in paths)
+
+
 def harm_rows(path: Path) -> None:
     file = path / "predictions" / "dev.tsv"
     lines = file.read_text().splitlines()

@@ -74,6 +74,22 @@ def test_what_follows_another_field_is_not_said_beside_it() -> None:
     assert "reliance.initial=0.1" in labels(*runs, other)[2]
 
 
+def test_a_label_that_two_lines_have_names_both() -> None:
+    groups = group_runs([run(name, label="mine", student={"layers": n}) for n, name in enumerate("ab")])
+    with pytest.raises(UserError, match=r"names 2 configurations .*'mine · student.layers=0'; 'mine · "):
+        pick_baselines(groups, "mine")
+
+
+def test_a_shape_that_is_not_read_makes_no_difference() -> None:
+    """A student that is cut from a model has that one's sizes; an ELECTRA behind its embeddings has its own."""
+    sizes: list[dict[str, Any]] = [{"path": "t", "architecture": "same", "shape": {"h": h}} for h in (1, 2)]
+    assert len(group_runs([run(str(n), student=each) for n, each in enumerate(sizes)])) == 1
+    own = [{**each, "architecture": "electra"} for each in sizes]
+    assert labels(*(run(str(n), student=each) for n, each in enumerate(own))) == [
+        "kd · student.shape.h=1", "kd · student.shape.h=2",
+    ]  # fmt: skip
+
+
 def test_in_what_two_groups_differ() -> None:
     base = run("a", student={"dropout": 0.1, "layers": 3})
     other = run("b", seed=4, label="no dropout", student={"dropout": 0.0}, weight={"kd": 0.5})
@@ -135,6 +151,7 @@ def test_baselines(wanted: str, expected: dict[str, str]) -> None:
             r"no such method \(kd, pkd\), line of the table \('kd · weight.kd=0.5'; 'kd · weight.kd=0.9'\)",
         ),
         ("kd", r"2 configurations of sst2: .*'kd · weight.kd=0.5'; 'kd · weight.kd=0.9'"),
+        (".", "it is not among the runs of this report: name it beside them"),
     ],
 )
 def test_a_baseline_that_is_none_or_many_is_the_users_error(wanted: str, said: str) -> None:

@@ -102,6 +102,10 @@ def test_a_split_of_no_run_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", method="kd")
     with pytest.raises(UserError, match=r"--split nope: no run here has it \(they have dev"):
         page_of(run, split="nope")
+    with pytest.raises(
+        UserError, match=rf"was scored on it: python launcher/evaluate.py {run} --split train"
+    ):
+        page_of(run, split="train")
 
 
 def test_a_number_that_no_float_holds_is_none(tmp_path: Path) -> None:
@@ -166,6 +170,8 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     page, _, tables = page_of(tmp_path)
     assert f"python launcher/evaluate.py {bare} --saliency --consistency" in page.text
     assert f"python launcher/report.py {bare} --saliency 8" in page.text
+    again = f"launcher/train.py --config {bare}/config.yaml run_dir={bare}-again"
+    assert again in page.text, "beside it, not into it"
     assert "The command was not recorded" in page.text
     assert "UserError: no rows" in page.text
     assert "summary.json cannot be read" in page.text
