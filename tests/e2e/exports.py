@@ -80,8 +80,13 @@ def check_elsewhere(python: Path, exported: Exported, folder: Path) -> None:
             assert best["label"] == LABELS[int(row.argmax())]
 
 
+def programs_of(exported: Exported) -> list[str]:
+    """Those of the card: how the model is used, and how its ONNX file is."""
+    return re.findall(r"```python\n(.*?)```", (exported.out / "README.md").read_text("utf-8"), re.S)
+
+
 def _ask(python: Path, exported: Exported, folder: Path) -> dict[str, Any]:
-    (program,) = re.findall(r"```python\n(.*?)```", (exported.out / "README.md").read_text("utf-8"), re.S)
+    program, *_ = programs_of(exported)
     (folder / "asked.json").write_text(json.dumps({"texts": TEXTS, "program": program}), encoding="utf-8")
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     variables = {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

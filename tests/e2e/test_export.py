@@ -7,15 +7,18 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from tiny import REPOSITORY
+from transformers import AutoModelForSequenceClassification
 from unit.assemble.export_cases import prepare_pairs, write_run
 
 from distill_dist.assemble.export_run import ExportAsked, export_run
 from e2e.conftest import Reference
-from e2e.exports import Exported, check_elsewhere, export
+from e2e.exports import Exported, check_elsewhere, export, programs_of
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a session also waits for its fixtures
 
@@ -56,6 +59,20 @@ def test_a_student_with_a_projection(python: Path, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "student" / "config.json").read_text(encoding="utf-8"))
     assert (found["model_type"], found["embedding_size"], found["hidden_size"]) == ("electra", 16, 8)
     check_elsewhere(python, Exported(tmp_path / "run", tmp_path / "student", line), tmp_path)
+
+
+def test_the_cards_onnx_program_says_what_the_model_does(
+    as_wide: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, program = programs_of(as_wide)
+    monkeypatch.chdir(as_wide.out)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    (found_BC,) = names["session"].run(["logits"], dict(names["given"]))
+    model = AutoModelForSequenceClassification.from_pretrained(as_wide.out)
+    given = {name: torch.from_numpy(values) for name, values in names["given"].items()}
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found_BC), model(**given).logits)
 
 
 def test_what_the_launcher_says(as_wide: Exported) -> None:
