@@ -176,9 +176,8 @@ class _Parser(argparse.ArgumentParser):
     """Wrong arguments become UserErrors, so that they read like every other message."""
 
     def error(self, message: str) -> NoReturn:
-        message = message.replace(
-            ", key=value", ""
-        )  # which is never required, but argparse says so beside a DIR
+        # argparse says so of key=value beside a DIR, but it is never required
+        message = message.replace(", key=value", "")
         raise UserError(f"{message} (see {Path(self.prog).name} --help)")
 
 

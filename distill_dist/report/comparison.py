@@ -11,7 +11,7 @@ import numpy as np
 
 from distill_dist.report.figures import LOYALTY, figure, main_metric, splits_of
 from distill_dist.report.groups import Group, differences
-from distill_dist.report.row_scores import COMMAND, data_of, find_predictions, row_scores
+from distill_dist.report.row_scores import COMMAND, data_of, find_predictions, predictions_file, row_scores
 from distill_dist.report.run_record import RunRecord
 from distill_dist.report.statistics import (
     Difference,
@@ -165,7 +165,7 @@ def _against_all(table: TaskTable, baseline: Group, *, resamples: int, seed: int
     if theirs.missing:
         table.notes.append(f"no comparison row by row: {theirs.missing}")
     runs = [run for line in table.lines for run in line.group.runs if figure(run, *column) is not None]
-    bare = [run.path for run in runs if find_predictions(run, table.split) is None]
+    bare = [run.path for run in runs if predictions_file(run, table.split) is None]
     if len(bare) > 1:
         named = "; ".join(f"{COMMAND} {path}" for path in bare[:_MOST_COMMANDS])
         table.notes.append(f"{len(bare)} runs have no predictions on {table.split}: {named}{_more(bare)}")

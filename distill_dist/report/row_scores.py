@@ -24,15 +24,21 @@ COMMAND = "python launcher/evaluate.py"
 
 def find_predictions(run: RunRecord, split: str) -> Predictions | None:
     """Of the student, and its teacher, on ``split``; None where there are none, or damaged ones, which is noted."""
-    name = value_at(run.evaluation, "predictions", split, "file")
-    path = run.path / (name if isinstance(name, str) else f"predictions/{split}.tsv")
-    if not _is_inside(path, run.path) or not path.is_file():
+    path = predictions_file(run, split)
+    if path is None:
         return None
     try:
         return read_predictions(path)
     except (UserError, OSError, UnicodeDecodeError) as error:
         run.problems.append(f"{path.name}: {error}")
         return None
+
+
+def predictions_file(run: RunRecord, split: str) -> Path | None:
+    """Where they are; None where there are none."""
+    name = value_at(run.evaluation, "predictions", split, "file")
+    path = run.path / (name if isinstance(name, str) else f"predictions/{split}.tsv")
+    return path if _is_inside(path, run.path) and path.is_file() else None
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from assemble.export_cases import contents, prepare_pairs, write_run
+from launchers import load_launcher
 
 from distill_dist.command_line import build_parser
 from distill_dist.config.load import load_config
 from distill_dist.errors import UserError
 
-PATH = Path(__file__).parents[2] / "launcher" / "evaluate.py"
-
 
 @pytest.fixture(scope="module")
 def launcher() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_launcher", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    return load_launcher("evaluate")
 
 
 def parsed(launcher: ModuleType, *words: str, folder: Path | None = None) -> Namespace:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from launchers import load_launcher
 
 from distill_dist.command_line import launch
 from distill_dist.extras import EXTRAS
 
-PATH = Path(__file__).parents[2] / "launcher" / "export.py"
-
 
 @pytest.fixture(scope="module")
 def launcher() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("export_launcher", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    return load_launcher("export")
 
 
 @pytest.fixture

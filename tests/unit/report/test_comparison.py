@@ -137,6 +137,14 @@ def harm_model(path: Path) -> None:
     (path / "summary.json").write_text(json.dumps(record))
 
 
+def test_damaged_predictions_are_noted_once(runs: dict[str, list[Path]], tmp_path: Path) -> None:
+    path = write_run(tmp_path / "r", method="gkd", points=False)
+    harm_file(path)
+    found = table(runs["kd"][0], path)
+    (damaged,) = [run for line in found.lines for run in line.group.runs if run.path == path]
+    assert len(damaged.problems) == 1
+
+
 def harm_file(path: Path) -> None:
     (path / "predictions" / "dev.tsv").write_bytes(b"\xff\xfe\x00row\tlabel")
 
