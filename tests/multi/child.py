@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import sys
-import threading
 from pathlib import Path
 
 
@@ -23,8 +22,11 @@ def main(function: str, arguments: str, result: str, dump_after_s: str) -> None:
     found = getattr(importlib.import_module(module), name)(**json.loads(Path(arguments).read_text()))
     faulthandler.cancel_dump_traceback_later()
     Path(result).write_text(json.dumps(found), encoding="utf-8")
-    if any(thread.daemon for thread in threading.enumerate()):
-        os._exit(0)  # one may still be inside torch: see command_line.leave_at_once
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # A thread of torch's may not have let go of the last collective's tensors yet, and is ended by force where it asks
+    # the interpreter for leave to: see command_line.leave_at_once. Groups that a rank destroys have no such threads.
+    os._exit(0)
 
 
 if __name__ == "__main__":
