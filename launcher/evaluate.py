@@ -16,9 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from distill_dist.command_line import launch, named_path
+from distill_dist.config.fields import refuse_changes
+from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
 from distill_dist.report.run_record import no_run
+
+# what of the configuration is read where a run is scored
+_READS = ("data.", "teacher.", "teachers", "cluster.", "batch.")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +99,10 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     if not student:
         raise UserError("nothing to score: give the run's folder or --student FOLDER")
     _check(config, args)
+    if run is not None:
+        was = load_config(run / "config.yaml", [], need="evaluate")
+        why = "scoring reads nothing of it (for draws and perturbations there is --seed): leave it away"
+        refuse_changes(config, was, but=_READS, why=why)
     out = args.out or (run if run is not None and not args.student else None)
     # Only now: a wrong key answers at once, torch takes seconds.
     from distill_dist.assemble.evaluation_files import evaluated_folder, left_behind, write_evaluation

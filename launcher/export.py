@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from distill_dist.command_line import launch, named_path
-from distill_dist.config.fields import flat_fields
+from distill_dist.config.fields import refuse_changes
 from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
 from distill_dist.extras import require_extra
 from distill_dist.report.run_record import config_of_folder
 
-_WHERE = ("data.prepared", "teacher.cache_dir")  # beside cluster.*
+_WHERE = ("data.prepared", "teacher.cache_dir", "cluster.")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -56,22 +56,16 @@ def config_of_run(args: argparse.Namespace) -> Path:
     return config_of_folder(args.folder)
 
 
-def _check_unchanged(config: RunConfig, own: Path) -> None:
-    """Raises UserError where ``config`` says of the run what it was not: its card would say so too."""
-    was = flat_fields(load_config(own, [], need="evaluate"))
-    for key, value in flat_fields(config).items():
-        if value != was.get(key) and not (key in _WHERE or key.startswith("cluster.")):
-            raise UserError(
-                f"{key}={value!r}: the run has {was.get(key)!r}, and an export takes it as it was: only "
-                f"{', '.join(_WHERE)} and cluster.* can be given, which say where and how it is done"
-            )
-
-
 def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     """What was written, and what was measured."""
     if args.out is None:
         raise UserError("nowhere to write: give --out FOLDER")
-    _check_unchanged(config, args.folder / "config.yaml")
+    was = load_config(args.folder / "config.yaml", [], need="evaluate")
+    why = (
+        "an export takes it as it was: only data.prepared, teacher.cache_dir and cluster.* can be given, which say "
+        "where and how it is done"
+    )
+    refuse_changes(config, was, but=_WHERE, why=why)
     if not 1 <= args.rounds <= 1000:
         raise UserError(f"--rounds {args.rounds}: must be 1 to 1000")
     if args.onnx:

@@ -20,6 +20,7 @@ from distill_dist.config.schema import RunConfig
 from distill_dist.engine import Engine
 from distill_dist.evaluation.split import LOGITS, SplitScorer
 from distill_dist.models.tokenizer import save_tokenizer
+from distill_dist.objectives.objective import Objective
 from distill_dist.run_folder import RunFolder
 from distill_dist.teacher.identity import Identity
 from distill_dist.teacher.local import LocalTeacher, Teacher
@@ -65,6 +66,7 @@ def build_outcome(
         ),
         identity=loaded.identity,
         alignment=alignment,
+        matched_layers=_matched_layers(loaded.objective),
         best=loaded.best,
         saver=Saver(
             root=folder.checkpoints,
@@ -83,6 +85,12 @@ def build_outcome(
         watch=watch,
         wire=_wire(loaded, teacher),
     )
+
+
+def _matched_layers(objective: Objective) -> dict[str, list[int]] | None:
+    if not objective.student_layers:
+        return None
+    return {"teacher": list(objective.teacher_layers), "student": list(objective.student_layers)}
 
 
 def _wire(loaded: Loaded, teacher: Teacher | None) -> tuple[Costs, ...]:

@@ -19,7 +19,13 @@ from distill_dist.report.run_record import RunRecord, number_at, value_at
 
 def settings_of(config: RunConfig, run: RunRecord, *, folder: str) -> tuple[tuple[str, str], ...]:
     """(title, value) in reading order. Titles are ours, values may hold anything; it was started in ``folder``."""
-    return (*_student(config, folder), *_objective(config), *_gradients(config, run), *_training(config, run))
+    return (
+        *_student(config, folder),
+        *_objective(config),
+        *_gradients(config, run),
+        *_layers(run),
+        *_training(config, run),
+    )
 
 
 def _student(config: RunConfig, folder: str) -> Iterator[tuple[str, str]]:
@@ -81,6 +87,13 @@ def _gradients(config: RunConfig, run: RunRecord) -> Iterator[tuple[str, str]]:
     yield "gradient of a gradient by", str(route)
     if config.alignment.share < 1:
         yield "share of rows with gradients", f"{config.alignment.share:g} ({config.alignment.choose})"
+
+
+def _layers(run: RunRecord) -> Iterator[tuple[str, str]]:
+    teacher, student = (value_at(run.summary, "matched_layers", of) for of in ("teacher", "student"))
+    if isinstance(teacher, list) and isinstance(student, list):
+        pairs = ", ".join(f"{one} with {other}" for one, other in zip(student, teacher, strict=False))
+        yield "layers whose [CLS] is matched (student with teacher)", pairs
 
 
 def _training(config: RunConfig, run: RunRecord) -> Iterator[tuple[str, str]]:

@@ -58,6 +58,9 @@ class Outcome:
     alignment: (
         dict[str, Any] | None
     )  # route, signal and the probe's errors; None where no gradient is matched
+    matched_layers: (
+        dict[str, list[int]] | None
+    )  # "teacher" and "student", one to one; None where none are matched
     best: (
         dict[str, Any] | None
     )  # {"step", "value"} of the best epoch so far by evaluate.select_on; on student 0 "sha256" of its weights
@@ -190,6 +193,7 @@ class Outcome:
             "signals": self._signals(),
             "checkpoints": self._checkpoints(),
             "alignment": self.alignment,
+            "matched_layers": self.matched_layers,
             "curriculum": self._curriculum(),
             "versions": versions(),
         }

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from distill_dist.config.schema import RunConfig
 from distill_dist.config.schema_teacher import PooledTeacher
+from distill_dist.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ _TYPE_WORDS: dict[Any, str] = {
 def flat_fields(config: RunConfig) -> dict[str, Any]:
     """Dotted key -> value of every field, in the schema's order."""
     return {key: functools.reduce(getattr, key.split("."), config) for key in schema_fields()}
+
+
+def refuse_changes(config: RunConfig, was: RunConfig, *, but: tuple[str, ...], why: str) -> None:
+    """Raises UserError for the first field of ``config`` that differs from ``was`` and starts with none of ``but``."""
+    before = flat_fields(was)
+    for key, value in flat_fields(config).items():
+        if value != before[key] and not key.startswith(but):
+            raise UserError(f"{key}={value!r}: the run has {before[key]!r}, and {why}")
 
 
 @cache

@@ -37,6 +37,7 @@ def test_the_summary_says_what_the_project_promises(reference: Reference):
     assert summary["world"] == {"students": 2, "teachers": 1}
     for section, fields in SUMMARY.items():
         assert fields <= summary[section].keys(), section
+    assert summary["matched_layers"] == {"teacher": [2], "student": [1]}
     # a student of 2 of 4 layers, and nothing unmeasured: 0 to 1, but for F1, which the task does not use
     assert 0.5 < summary["student"]["parameters"] / summary["teacher"]["parameters"] < 0.8
     for value in (summary["student"]["accuracy"], *summary["loyalty"].values()):

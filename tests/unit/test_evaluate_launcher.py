@@ -89,6 +89,22 @@ def test_an_empty_name_is_no_place(launcher: ModuleType, name: str) -> None:
         parsed(launcher, name, "")
 
 
+def test_what_scoring_does_not_read_is_refused(launcher: ModuleType, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run, prepare_pairs(tmp_path))
+    args = parsed(launcher, "--resamples", "10", folder=run)
+    before = contents(run)
+    for word in ("seed=5", "method=finetune", "evaluate.select_on=loss"):
+        config = load_config(run / "config.yaml", [word], need="evaluate")
+        key, _, value = word.partition("=")
+        with pytest.raises(UserError, match=f"{key}='?{value}'?: the run has .*, and scoring reads nothing"):
+            launcher.main(config, args)
+    assert contents(run) == before
+    ways = ["batch.micro_tokens=256", "cluster.threads=1"]
+    launcher.main(load_config(run / "config.yaml", ways, need="evaluate"), args)
+    assert contents(run) != before
+
+
 def test_weights_that_the_run_did_not_write_are_not_its_own(launcher: ModuleType, tmp_path: Path) -> None:
     """And what is wrong with a split is said before test rows are predicted."""
     run = tmp_path / "run"

@@ -233,7 +233,7 @@ def test_maps_are_no_part_of_the_export() -> None:
     engine: Any = SimpleNamespace(weights=lambda: weights)
     outcome = Outcome(
         config=unused, engine=engine, student=unused, teacher=None, scorers={}, group=unused, telemetry=unused,
-        folder=unused, save_tokenizer=unused, identity={}, alignment=None, best=None, saver=unused,
+        folder=unused, save_tokenizer=unused, identity={}, alignment=None, matched_layers=None, best=None, saver=unused,
         curriculum=dict, order=lambda: None,
     )  # fmt: skip
     assert set(outcome._own_weights()) == {"bert.a", "width_maps_of_mine"}

@@ -185,6 +185,14 @@ def test_a_models_shape_in_words(config: dict[str, Any], said: str) -> None:
     assert architecture(config) == said
 
 
+def test_which_layers_are_matched(monkeypatch: pytest.MonkeyPatch) -> None:
+    title = "layers whose [CLS] is matched (student with teacher)"
+    assert title not in dict(facts_of(config_of("method=gkd"), None).settings)
+    monkeypatch.setitem(SUMMARY, "matched_layers", {"teacher": [4, 8], "student": [1, 2]})
+    settings = facts_of(config_of("method=gkd_cls"), None).settings
+    assert dict(settings)[title] == "1 with 4, 2 with 8"
+
+
 def test_how_the_student_was_made() -> None:
     of = {
         "projected": ["student.architecture=electra", "student.layers=null", "student.shape.hidden_size=64"],

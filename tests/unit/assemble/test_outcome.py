@@ -29,8 +29,8 @@ def outcome(root: Path, group: Group) -> Outcome:
     students: Any = group
     return Outcome(
         config=RunConfig(), engine=unused, student=unused, teacher=None, scorers={}, group=students, telemetry=unused,
-        folder=folder, save_tokenizer=unused, identity={}, alignment=None, best=None, saver=saver_of(root, group),
-        curriculum=dict, order=lambda: None,
+        folder=folder, save_tokenizer=unused, identity={}, alignment=None, matched_layers=None,
+        best=None, saver=saver_of(root, group), curriculum=dict, order=lambda: None,
     )  # fmt: skip
 
 
