@@ -29,8 +29,12 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 def weights_digest(folder: Path) -> str:
     """sha256 over the names and digests of the weight files in ``folder``."""
-    files = sorted(folder.glob(WEIGHT_PATTERN))
-    lines = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
+    return digest_of_weights({path.name: sha256_file(path) for path in folder.glob(WEIGHT_PATTERN)})
+
+
+def digest_of_weights(sums: Mapping[str, str]) -> str:
+    """``weights_digest`` of a folder whose weight files have these names and sha256."""
+    lines = "".join(f"{name} {sums[name]}\n" for name in sorted(sums))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

@@ -37,7 +37,9 @@ def find_predictions(run: RunRecord, split: str) -> Predictions | None:
 def predictions_file(run: RunRecord, split: str) -> Path | None:
     """Where they are; None where there are none."""
     name = value_at(run.evaluation, "predictions", split, "file")
-    path = run.path / (name if isinstance(name, str) else f"predictions/{split}.tsv")
+    if not isinstance(name, str):
+        return None
+    path = run.path / name
     return path if _is_inside(path, run.path) and path.is_file() else None
 
 

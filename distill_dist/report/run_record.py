@@ -14,6 +14,8 @@ import yaml
 
 from distill_dist.durable import is_locked
 from distill_dist.errors import UserError
+from distill_dist.hub import digest_of_weights
+from distill_dist.run_folder import BEST
 
 MARKS = ("state.json", "summary.json", "config.yaml")  # a folder with one of them is a run's
 MAIN_METRICS = ("matthews", "f1", "accuracy")  # a task's own is the first of these that its runs have
@@ -42,7 +44,8 @@ class RunRecord:
     versions: dict[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ()  # as it was typed
     started_in: str = ""  # the folder that its relative paths start from
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""  # sha256 of its model.safetensors, as the run noted it
+    evaluation: dict[str, Any] = field(default_factory=dict)  # of that model
     problems: list[str] = field(default_factory=list)  # what could not be read, one line each
     table: str = ""  # the table that it stands in, of its own; "": its task's
 
@@ -166,7 +169,12 @@ def read_run(path: Path, *, whole: bool = True) -> RunRecord:
     words = typed.get("command")
     record.command = tuple(map(str, words)) if isinstance(words, list) else ()
     record.started_in = _text(typed.get("folder"))
+    record.weights = _text(read_object(path / "model" / BEST, []).get("sha256"))
     record.evaluation = read_object(path / "evaluation.json", problems)
+    scored = value_at(record.evaluation, "models", "student", "sha256")
+    if record.weights and scored not in (None, digest_of_weights({"model.safetensors": record.weights})):
+        problems.append("evaluation.json is of another model than the run's own: run launcher/evaluate.py again")
+        record.evaluation = {}
     return record
 
 

@@ -62,6 +62,10 @@ def read_examples(run: RunRecord) -> Examples | None:
     content = read_object(run.path / FILE, run.problems)
     if not content:
         return None
+    model = value_at(content, "asked", "model")
+    if run.weights and isinstance(model, str) and model != run.weights:
+        run.problems.append(f"{FILE} is of another model than the run's own: run launcher/report.py --saliency again")
+        return None
     try:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, not {FORMAT}")
