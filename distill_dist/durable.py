@@ -139,7 +139,7 @@ def remove_folder(path: Path) -> None:
     """Remove the folder ``path`` in one step: a crash leaves it whole, or hidden for ``remove_stale`` to find."""
     gone = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     path.replace(gone)
-    shutil.rmtree(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # NFS keeps a file, and so its folder, that somebody still reads
 
 
 def read_anew(path: Path) -> None:

@@ -1,11 +1,16 @@
-"""The command that somebody typed to start this process, which a launcher between the two hides from it."""
+"""How this process came to be: the command that somebody typed, which a launcher hides from it, and whose code."""
 
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
+from pathlib import Path
 
 import psutil
+
+COMMIT = "commit"  # a file in a copy of the code: where it is from
+_GIT_S = 10.0
 
 
 def command_typed() -> list[str]:
@@ -24,3 +29,22 @@ def command_typed() -> list[str]:
                 break
             found = words
     return found
+
+
+def commit_of(code: Path) -> str:
+    """The commit of the checkout, or of the copy of one, that ``code`` is; "" where nobody can say.
+
+    A copy below a checkout, and a package installed there, are not the checkout: that goes on without them.
+    """
+    with contextlib.suppress(OSError):
+        return (code / COMMIT).read_text(encoding="utf-8").strip()
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(code), "rev-parse", "--show-toplevel", "HEAD"],
+            capture_output=True, text=True, timeout=_GIT_S, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):  # there is no git, or it hangs
+        return ""
+    lines = done.stdout.splitlines()
+    is_its_own = done.returncode == 0 and len(lines) == 2 and Path(lines[0]).resolve() == code.resolve()
+    return lines[1] if is_its_own else ""

@@ -22,7 +22,6 @@ import logging
 import os
 import platform
 import secrets
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +41,7 @@ from distill_dist.durable import (
     write_json,
 )
 from distill_dist.errors import Interrupted, UserError
-from distill_dist.invocation import command_typed
+from distill_dist.invocation import command_typed, commit_of
 
 BEST = "best_epoch.json"  # beside the weights
 _log = logging.getLogger(__name__)
@@ -105,7 +104,7 @@ class RunFolder:
     def _tidy(self) -> None:
         recover_folders(self.path, "model")
         recover_folders(self.checkpoints, "step-*")
-        for pattern in ("model", "*.json", "trace-*.jsonl", ".mark"):
+        for pattern in ("model", "*.json", "config.yaml", "trace-*.jsonl", ".mark"):
             remove_stale(self.path, pattern)
         remove_stale(self.checkpoints, "step-*")
         remove_stale(self.path / "teachers", "rank-*.yaml")
@@ -166,9 +165,9 @@ class RunFolder:
 
         How it was started first, where the same configuration goes on: what goes on may have been given that file.
         """
-        before, command = self.path / "config.yaml", self.path / "command.json"
-        goes_on = command.is_file() and before.is_file() and before.read_text(encoding="utf-8") == config_yaml
-        (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        path, command = self.path / "config.yaml", self.path / "command.json"
+        goes_on = command.is_file() and path.is_file() and path.read_text(encoding="utf-8") == config_yaml
+        write_durable(path, lambda temporary: temporary.write_text(config_yaml, encoding="utf-8"))
         write_json(self.path / "deepspeed.json", deepspeed_json)
         write_json(self.path / "versions.json", versions())
         if not goes_on:
@@ -266,13 +265,11 @@ def full_disk_interrupts() -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes, and the commit of the code where it lies in a checkout."""
-    found = {"python": platform.python_version(), "distill-dist": metadata.version("distill-dist")}
-    found.update({package: metadata.version(package) for package in _PACKAGES})
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True, text=True, timeout=10, check=False,
-    )  # fmt: skip
-    if commit.returncode == 0:
-        found["commit"] = commit.stdout.strip()
+    """Versions of what computes, and the commit of the code where that is known."""
+    found = {"python": platform.python_version()}
+    for package in ("distill-dist", *_PACKAGES):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # ours may be found by PYTHONPATH alone
+            found[package] = metadata.version(package)
+    if commit := commit_of(Path(__file__).parents[1]):
+        found["commit"] = commit
     return found

@@ -20,7 +20,7 @@ from distill_dist.config.fields import refuse_changes
 from distill_dist.config.load import load_config
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
-from distill_dist.report.run_record import no_run
+from distill_dist.report.run_record import no_run, read_run
 
 # what of the configuration is read where a run is scored
 _READS = ("data.", "teacher.", "teachers", "cluster.", "batch.")
@@ -106,7 +106,7 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     out = args.out or (run if run is not None and not args.student else None)
     # Only now: a wrong key answers at once, torch takes seconds.
     from distill_dist.assemble.evaluation_files import evaluated_folder, left_behind, write_evaluation
-    from distill_dist.assemble.finished_run import check_own_model
+    from distill_dist.assemble.finished_run import check_own_model, other_rows
     from distill_dist.assemble.score import Asked, check_splits, score
     from distill_dist.assemble.submission_of_run import write_submission_of
 
@@ -121,7 +121,9 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         resamples=args.resamples,
     )
-    check_splits(config, asked)
+    manifest = check_splits(config, asked)
+    if run is not None and (other := other_rows(config, read_run(run, whole=False), manifest)):
+        print(f"{other}: what is held out here may have taught it", file=sys.stderr)
     if run is not None and not args.student:
         check_own_model(Path(student))
     with contextlib.nullcontext() if out is None else evaluated_folder(out):

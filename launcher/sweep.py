@@ -11,22 +11,27 @@ The same command goes on: what is done stays, what stopped is resumed.
 from __future__ import annotations
 
 import argparse
+import functools
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_dist.comm.environment import read_job_end
 from distill_dist.command_line import launch, named_path
 from distill_dist.config.schema import RunConfig
 from distill_dist.errors import UserError
 from distill_dist.slurm.submit import script_settings
 from distill_dist.stop_signal import StopSignal
 from distill_dist.sweep.array import Array
-from distill_dist.sweep.plan import make_plan
+from distill_dist.sweep.plan import Plan, make_plan
 from distill_dist.sweep.run import check_world, claim, run_here, run_in_queue, say
 from distill_dist.sweep.space import build_space
 from distill_dist.sweep.sweep_file import SweepFile, read_sweep_file
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+EARLIER_S = 10.0  # than the trials would stop before the end of the job that they run in
 
 
 def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
@@ -55,10 +60,19 @@ def main(config: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     claim(plan)
     if array is not None:
         return run_in_queue(plan, array, retry_failed=args.retry_failed, checkout=CHECKOUT)
+    stop.listen(functools.partial(_before_the_jobs_end, read_job_end(os.environ), plan))
     return run_here(
         plan, args.launch, parallel=args.parallel or 1, restarts=args.restarts,
         retry_failed=args.retry_failed, should_stop=stop.asked,
     )  # fmt: skip
+
+
+def _before_the_jobs_end(ends_at: int | None, plan: Plan) -> str | None:
+    """Why to stop: within a job of Slurm's its trials would soon stop by themselves, and others be refused."""
+    margin_s = max(trial.config.cluster.end_margin_s for trial in plan.trials)
+    if ends_at is None or margin_s == 0 or time.time() < ends_at - margin_s - EARLIER_S:
+        return None
+    return "before the job's time limit"
 
 
 def _file(args: argparse.Namespace) -> SweepFile:

@@ -63,13 +63,15 @@ srun ${SLURM_HET_SIZE:+--het-group=0-$((SLURM_HET_SIZE - 1))} \
   "${inside[@]}" python "$job/launcher/train.py" --config "$job/config.yaml"
 code=$?
 
-# 75: stopped in good order. Above 128: a rank was killed, and the others have said what became of the run: a teacher
-# may be missed. A script on a node that Slurm has given up does not requeue the job that goes on elsewhere.
-if { [ "$code" = 75 ] || [ "$code" -gt 128 ]; } && [ "$run_dir/state.json" -nt "$job/started" ] &&
-  grep -qs '"state": "done"' "$run_dir/state.json"; then
-  code=0
+# srun's code is the highest of all ranks. 75: some stopped in good order, because others failed it may be. Above 128: a
+# rank was killed, and the others have said what became of the run, or nobody was left to. A teacher may be missed.
+if [ "$code" = 75 ] || [ "$code" -gt 128 ]; then
+  said=$([ "$run_dir/state.json" -nt "$job/started" ] && grep -so '"state": "[a-z]*"' "$run_dir/state.json")
+  case $said in *done*) code=0 ;; *failed*) code=1 ;; esac
 fi
-if [ "$code" = 75 ] || { [ "$code" -gt 128 ] && grep -qs '"resumable": true' "$run_dir/state.json"; }; then
+# A script on a node that Slurm has given up does not requeue the job that goes on elsewhere.
+goes_on='"resumable": true\|"state": "running"'
+if [ "$code" = 75 ] || { [ "$code" -gt 128 ] && grep -qs "$goes_on" "$run_dir/state.json"; }; then
   scontrol --oneliner show job "$id" | head -n 1 | grep -q " Restarts=$restarts " &&
     [ "$restarts" -lt "$most_restarts" ] && scontrol requeue "$id"
 fi

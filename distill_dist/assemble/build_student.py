@@ -55,6 +55,7 @@ def build_student(
             alignment["probe"] = run_probe(config, route, engine, student, plain, first, teacher, group)
     if loaded.resumed is not None:
         engine.load_state_dict(loaded.resumed.tensors)
+        loaded.resumed.tensors.clear()  # they lie in the checkpoint's file, which is to be removed some day
         _log.info("resumed from %s", loaded.resumed.folder)
     return engine, student, alignment
 

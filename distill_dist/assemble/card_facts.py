@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def gather(
         weights_sha256=sha256,
         max_length=config.data.max_length,
         settings=settings_of(config, run, folder=folder),
-        splits=splits,
+        splits=tuple(replace(split, of_hub=_of_hub(manifest, split.name)) for split in splits),
         intervals=_intervals(evaluation),
         sources=_sources(manifest, folder) if manifest is not None and same_rows else (),
         manifest=known or hashed,
@@ -119,7 +120,7 @@ def _from_evaluation(run: RunRecord, name: str, tree: Tree, some: float | None) 
     }
     has_saliency = any(key.startswith("sl_") for key in loyalty)
     fewer = int(some) if some is not None and some < tree["rows"] and has_saliency else None
-    return SplitFigures(name, tree["rows"], student, teacher, loyalty, classes, fewer)
+    return SplitFigures(name, tree["rows"], student, teacher, loyalty, classes, saliency_rows=fewer)
 
 
 def _from_summary(run: RunRecord, name: str, manifest: Manifest | None) -> SplitFigures:
@@ -213,6 +214,15 @@ def _hub_source(manifest: Manifest | None) -> Mapping[str, str]:
     """`path`, `name`, `revision` of the hub's data set that train is from; {} where it is from elsewhere."""
     identity = {} if manifest is None else manifest.request["splits"].get("train", {})
     return identity if "path" in identity and "revision" in identity else {}
+
+
+def _of_hub(manifest: Manifest | None, split: str) -> str | None:
+    identity = {} if manifest is None else manifest.request["splits"].get(split, {})
+    if "path" not in identity or "revision" not in identity:
+        return None
+    # rows drawn out of a split are none that somebody else could look up
+    is_drawn = (identity.get("drawn") or {}).get("part")
+    return f"{identity['split']}, rows drawn out as {split}" if is_drawn else str(identity["split"])
 
 
 def _whole(value: float | None) -> int | None:

@@ -52,7 +52,7 @@ def export_run(config: RunConfig, asked: ExportAsked) -> dict[str, Any]:
     run = finished_run(asked.run)
     best = noted_best(run.path / "model")
     check_model(run.path / "model", sha256=best["sha256"], others=best["files"])
-    manifest, no_rows = prepared_rows(config)
+    manifest, no_rows = prepared_rows(config, run)
     missing = evaluation_missing(config, run, manifest)
     check_rows(no_rows, needed_by=_needs_rows(asked, missing))
     with new_folder(asked.out) as folder:
@@ -122,12 +122,12 @@ class _Export:
         if not self.missing:
             return self.run.evaluation
         path = self.run.path
-        remedy = f"python launcher/evaluate.py {path} --saliency"
+        defined = value_at(self.run.summary, "loyalty", "sl_spearman_norm") is not None
+        remedy = f"python launcher/evaluate.py {path}{' --saliency' if defined else ''}"
         if not self.asked.evaluate:
             _say(f"{path}/evaluation.json {self.missing}: the card has no intervals ({remedy} makes them)")
             return None
         _say(f"{path}/evaluation.json {self.missing}: scoring now ({remedy} would keep it for the next time)")
-        defined = value_at(self.run.summary, "loyalty", "sl_spearman_norm") is not None
         wanted = Asked(student=str(path / "model"), saliency=defined and teacher_is_there)
         return score(self.config, wanted).record
 

@@ -81,8 +81,8 @@ def evaluation_missing(config: RunConfig, run: RunRecord, manifest: Manifest | N
         return "is of another model or teacher"
     if "dev" not in found["splits"]:
         return "says nothing of dev"
-    is_other = manifest is not None and value_at(found, "data", "manifest") != manifest_hash(manifest)
-    return "is of other rows" if is_other else ""
+    rows = rows_of_run(run) or (None if manifest is None else manifest_hash(manifest))
+    return "is of other rows" if rows not in (None, value_at(found, "data", "manifest")) else ""
 
 
 def _is_whole(evaluation: Mapping[str, Any]) -> bool:
@@ -111,12 +111,30 @@ def _of_own_teachers(config: RunConfig, scored: Sequence[Mapping[str, str]]) -> 
     )
 
 
-def prepared_rows(config: RunConfig) -> tuple[Manifest | None, UserError | None]:
-    """(the manifest, why it is not there)."""
+def rows_of_run(run: RunRecord) -> str:
+    """The hash of the prepared rows that it was trained on; "" where it did not note that."""
+    found = value_at(run.summary, "data", "manifest")
+    return found if isinstance(found, str) else ""
+
+
+def other_rows(config: RunConfig, run: RunRecord, manifest: Manifest) -> str:
+    """That ``manifest``, of `data.prepared`, is not of the rows that the run was trained on; "": it is, or may be."""
+    if (noted := rows_of_run(run)) in ("", found := manifest_hash(manifest)):
+        return ""
+    return (
+        f"data.prepared={config.data.prepared} holds other rows than {run.path} was trained on (manifest "
+        f"{found[:12]}…, not {noted[:12]}…)"
+    )
+
+
+def prepared_rows(config: RunConfig, run: RunRecord) -> tuple[Manifest | None, UserError | None]:
+    """(the manifest of the run's own rows, why it is not there)."""
     try:
-        return load_manifest(Path(config.data.prepared)), None
+        manifest = load_manifest(Path(config.data.prepared))
     except UserError as error:
         return None, error
+    other = other_rows(config, run, manifest)
+    return (None, UserError(other)) if other else (manifest, None)
 
 
 def check_rows(error: UserError | None, *, needed_by: Sequence[str]) -> None:

@@ -192,6 +192,7 @@ class Outcome:
             "throughput": self._throughput(),
             "signals": self._signals(),
             "checkpoints": self._checkpoints(),
+            "data": {"manifest": self.identity.get("prepared data")},
             "alignment": self.alignment,
             "matched_layers": self.matched_layers,
             "curriculum": self._curriculum(),

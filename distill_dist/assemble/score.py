@@ -94,10 +94,12 @@ def score(config: RunConfig, asked: Asked) -> Scored:
     return Scored(record, predictions)
 
 
-def check_splits(config: RunConfig, asked: Asked) -> None:
-    """Raises UserError where a split that is asked for is not there, or damaged."""
+def check_splits(config: RunConfig, asked: Asked) -> Manifest:
+    """Of the prepared data. Raises UserError where a split that is asked for is not there, or damaged."""
     prepared = Path(config.data.prepared)
-    _splits(asked, load_manifest(prepared), prepared)
+    manifest = load_manifest(prepared)
+    _splits(asked, manifest, prepared)
+    return manifest
 
 
 def _splits(asked: Asked, manifest: Manifest, prepared: Path) -> dict[str, PreparedSplit]:

@@ -76,7 +76,7 @@ def _result(facts: CardFacts, split: SplitFigures, name: str) -> EvalResult:
         dataset_name=one_line(facts.task),
         dataset_config=facts.dataset_config,
         dataset_revision=facts.dataset_revision,
-        dataset_split=split.name,
+        dataset_split=split.name if split.of_hub is None else split.of_hub,
         dataset_args=rows or None,
         metric_type=METRICS[name][0],
         metric_name=METRICS[name][1],

@@ -25,6 +25,7 @@ class SplitFigures:
     teacher: dict[str, Measured]
     loyalty: dict[str, Measured]
     classes: dict[str, dict[str, Measured]]  # class -> `precision`, `recall`, `f1` of the student
+    of_hub: str | None = None  # what it is of the hub's data set, where it is of one: `validation`
     saliency_rows: int | None = None  # of how many rows saliency loyalty is the mean; None: of all
 
 

@@ -97,7 +97,8 @@ def _check_split(records: Sequence[RunRecord], split: str) -> None:
         raise UserError(f"--split {split}: no run here has it (they have {names})")
     done = next((record.path for record in records if record.done), None)
     if done is not None:
-        raise UserError(f"--split {split}: no run here was scored on it: {COMMAND} {done} --split {split}")
+        own = " --split train" if split == "train" else ""  # all others are scored together
+        raise UserError(f"--split {split}: no run here was scored on it: {COMMAND} {done}{own}")
 
 
 def _views(

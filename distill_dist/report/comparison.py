@@ -204,7 +204,7 @@ class _RowsOfGroup:
     """The group's runs row by row, where all that have a figure have predictions as well."""
 
     def __init__(self, group: Group, split: str, metric: str) -> None:
-        self.scores: list[Scored] = []
+        self._by_seed: dict[int | Path, list[Scored]] = {}
         self.labels: np.ndarray | None = None
         self.data = ""
         self.missing = ""  # why the group cannot be compared row by row
@@ -224,9 +224,15 @@ class _RowsOfGroup:
                 self.missing = f"the runs of {group.label} were scored on other rows"
                 return
             self.labels, self.data = found.labels_N, data_of(run)
-            self.scores.append(scores)
-        if not self.scores:
+            # a run that no file knows the seed of counts as a seed of its own
+            self._by_seed.setdefault(run.path if run.seed is None else run.seed, []).append(scores)
+        if not self._by_seed:
             self.missing = f"{group.label} has no figures"
+
+    @property
+    def scores(self) -> list[list[Scored]]:
+        """Of each seed, those of its runs."""
+        return list(self._by_seed.values())
 
     def _same(self, labels: np.ndarray, data: str) -> bool:
         return self.data == data and np.array_equal(self.labels, labels) if self.labels is not None else True

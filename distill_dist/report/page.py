@@ -127,11 +127,6 @@ def _teachers(table: TaskTable, views: list[RunView]) -> list[tuple[float, int]]
     return sorted(counts.items(), key=lambda item: -item[1])
 
 
-def seeds(line: GroupLine) -> int:
-    """Different seeds of a line's runs."""
-    return len({run.seed for run in line.group.runs})
-
-
 def as_json(found: Collected) -> dict[str, Any]:
     """The tables as the launcher prints them."""
     return {
@@ -151,9 +146,13 @@ def _table_json(table: TaskTable) -> dict[str, Any]:
 
 
 def _line_json(table: TaskTable, line: GroupLine) -> dict[str, Any]:
-    found: dict[str, Any] = {"label": line.group.label, "runs": len(line.group.runs), "seeds": seeds(line)}
+    found: dict[str, Any] = {"label": line.group.label, "runs": len(line.group.runs)}
     cell = line.cells.get((table.split, table.metric))
-    found |= {"mean": cell and cell.mean, "deviation": cell and cell.deviation}
+    found |= {
+        "seeds": 0 if cell is None else cell.seeds,
+        "mean": cell and cell.mean,
+        "deviation": cell and cell.deviation,
+    }
     if (against := line.against) is not None:
         rows = against.rows
         found |= {

@@ -173,7 +173,7 @@ def read_run(path: Path, *, whole: bool = True) -> RunRecord:
     record.evaluation = read_object(path / "evaluation.json", problems)
     scored = value_at(record.evaluation, "models", "student", "sha256")
     if record.weights and scored not in (None, digest_of_weights({"model.safetensors": record.weights})):
-        problems.append("evaluation.json is of another model than the run's own: run launcher/evaluate.py again")
+        problems.append("evaluation.json is of another model than the run's own")
         record.evaluation = {}
     return record
 
@@ -206,7 +206,7 @@ def best_dev(record: RunRecord) -> float | None:
             return found
     if (value_at(record.config, "evaluate", "select_on") or "dev") != "dev":
         return None
-    return number_at(read_object(record.path / "model" / "best_epoch.json", []), "value")
+    return number_at(read_object(record.path / "model" / BEST, []), "value")
 
 
 def by_number(name: str) -> list[tuple[int, str]]:

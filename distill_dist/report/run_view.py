@@ -8,7 +8,7 @@ from typing import Any
 
 from distill_dist.config.fields import schema_fields
 from distill_dist.report.charts import Chart
-from distill_dist.report.figures import figure, interval, pair, teacher_figure
+from distill_dist.report.figures import HEADLINE_SL, figure, interval, pair, teacher_figure
 from distill_dist.report.groups import Group, flatten, said_fields
 from distill_dist.report.row_scores import COMMAND
 from distill_dist.report.run_record import RunRecord, last_step, number_at, value_at
@@ -93,9 +93,12 @@ class RunView:
         folder = shlex.quote(str(self.run.path))
         found = []
         if not self.run.evaluation:
-            found.append(
-                ("Intervals, and comparisons row by row", f"{COMMAND} {folder} --saliency --consistency")
-            )
+            has_saliency = number_at(self.run.summary, "loyalty", HEADLINE_SL) is not None
+            saliency = " --saliency" if has_saliency else ""
+            # perturbed tokens are no tokens of a teacher that reads its own
+            consistency = "" if value_at(self.run.config, "data", "teacher_tokenizer") else " --consistency"
+            command = f"{COMMAND} {folder}{saliency}{consistency}"
+            found.append(("Intervals, and comparisons row by row", command))
         if self.full and self.examples is None and self.teacher is not None:
             found.append(("Saliency examples", f"python launcher/report.py {folder} --saliency 8"))
         return found

@@ -64,7 +64,9 @@ def read_examples(run: RunRecord) -> Examples | None:
         return None
     model = value_at(content, "asked", "model")
     if run.weights and isinstance(model, str) and model != run.weights:
-        run.problems.append(f"{FILE} is of another model than the run's own: run launcher/report.py --saliency again")
+        run.problems.append(
+            f"{FILE} is of another model than the run's own: run launcher/report.py --saliency again"
+        )
         return None
     try:
         if content["format"] != FORMAT:

@@ -38,22 +38,32 @@ class Difference:
 
 
 def paired_bootstrap(
-    ours: Sequence[Scored], theirs: Sequence[Scored], *, resamples: int = RESAMPLES, seed: int = 0
+    ours: Sequence[Sequence[Scored]],
+    theirs: Sequence[Sequence[Scored]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Difference:
-    """Of the means over each side's runs, all scored on the same rows in the same order; rows are drawn anew.
+    """Of the means over each side's seeds, all scored on the same rows in the same order; rows are drawn anew.
 
-    The interval is the percentile one; p is twice the smaller share of draws on one side of 0, each with one draw
-    added (Efron and Tibshirani 1993, §15.4: never 0). It says whether other rows of the same kind would have shown
-    the difference, not whether other seeds would: see :func:`seed_test`.
+    A side has the runs of each of its seeds, which count once, by their mean. The interval is the percentile one; p is
+    twice the smaller share of draws on one side of 0, each with one draw added (Efron and Tibshirani 1993, §15.4:
+    never 0). It says whether other rows of the same kind would have shown the difference, not whether other seeds
+    would: see :func:`seed_test`.
     """
-    runs = [*ours, *theirs]
+    runs = [run for of_seed in (*ours, *theirs) for run in of_seed]
     assert len({len(run.columns_ND) for run in runs}) == 1, "other rows"
     columns = np.concatenate([run.columns_ND for run in runs], axis=1).astype(np.float64)
     splits = np.cumsum([run.columns_ND.shape[1] for run in runs])[:-1]
 
     def difference(sums: np.ndarray) -> np.ndarray:
-        metric = [run.of(part) for run, part in zip(runs, np.split(sums, splits, axis=-1), strict=True)]
-        return np.mean(metric[: len(ours)], axis=0) - np.mean(metric[len(ours) :], axis=0)
+        parts = iter(np.split(sums, splits, axis=-1))
+
+        def mean(side: Sequence[Sequence[Scored]]) -> np.ndarray:
+            seeds = [np.mean([run.of(next(parts)) for run in of_seed], axis=0) for of_seed in side]
+            return np.asarray(np.mean(seeds, axis=0))
+
+        return mean(ours) - mean(theirs)
 
     drawn = difference(_drawn_sums(columns, resamples=resamples, seed=seed))
     low, high = np.quantile(drawn, (0.025, 0.975))

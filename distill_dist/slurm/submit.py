@@ -74,10 +74,18 @@ class Submission:
             folder = Path(run.run_dir) / "jobs" / name
             freeze(run, folder, checkout=checkout, twin=twin)
             twin = folder
-        done = subprocess.run(
-            ["sbatch", "--parsable", *self.options, str(self.path)],
-            env={**self.environment, "FROZEN": name}, capture_output=True, text=True, timeout=_SBATCH_S, check=False,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                ["sbatch", "--parsable", *self.options, str(self.path)],
+                env={**self.environment, "FROZEN": name}, capture_output=True, text=True, timeout=_SBATCH_S,
+                check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            # its copy of the code stays: the job may be in the queue all the same
+            raise UserError(
+                f"sbatch did not answer within {_SBATCH_S:.0f} s: see with `squeue --me` whether the job is in the "
+                "queue, and cancel it, before you submit again"
+            ) from None
         if done.returncode:
             for run in self.runs:
                 _forget(Path(run.run_dir), name)
@@ -106,6 +114,8 @@ def prepare_submission(
     The script's own settings come before ``overrides``.
     """
     script = read_script(path, options)
+    if script.array and len(script.parts) > 1:
+        raise UserError(f"{path} is a heterogeneous job, of which Slurm takes no array: leave --array away")
     environment = _environment(script, config_path, config, overrides)
     runs = []
     for task in script.array or (None,):
@@ -135,6 +145,10 @@ def prepare_trials(
     Line n + 1 of the file ``folders`` is the folder of run n.
     """
     script = read_script(path, options)
+    if len(script.parts) > 1:
+        raise UserError(
+            f"{path} is a heterogeneous job, of which Slurm takes no array: give --slurm another script"
+        )
     for run in runs.values():
         place(run, script.shape())
     environment = {**_bare(), "CONFIG": str(config_path or ""), "SWEEP": str(folders)}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from distill_dist.errors import Interrupted, UserError
 from distill_dist.hub import locate, weights_digest
+from distill_dist.report.figures import HEADLINE_SL
 
 EVALUATE = Path(__file__).resolve().parents[2] / "launcher" / "evaluate.py"
 POLL_S = 0.2
@@ -24,15 +25,24 @@ LIMIT_S = 24 * 3600.0  # of one evaluation
 
 @dataclass(frozen=True)
 class Asked:
-    """What of a run is scored. ``saliency_rows``: of every split; 0: no saliency."""
+    """What of a run is scored. ``saliency_rows``: of every split, where a run's are defined; 0: no saliency."""
 
     splits: tuple[str, ...]
     saliency_rows: int
 
-    def options(self) -> list[str]:
+    def options(self, run: Path) -> list[str]:
         """For launcher/evaluate.py."""
-        saliency = ["--saliency", "--saliency-rows", str(self.saliency_rows)] if self.saliency_rows else []
+        rows = self._saliency_rows(run)
+        saliency = ["--saliency", "--saliency-rows", str(rows)] if rows else []
         return ["--split", ",".join(self.splits), *saliency]
+
+    def _saliency_rows(self, run: Path) -> int:
+        """None of a run that has no teacher, or whose teacher's saliency is of other tokens. Raises OSError."""
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        is_defined = (
+            summary["loyalty"].get(HEADLINE_SL, 0.0) is not None
+        )  # absent: the run did not measure it
+        return self.saliency_rows if summary["teacher"] is not None and is_defined else 0
 
     def is_answered(self, run: Path) -> bool:
         """Whether ``run`` has an evaluation of its present model with all of this."""
@@ -44,10 +54,11 @@ class Asked:
                 num_predictions(run / found["predictions"][split]["file"]) == found["splits"][split]["rows"]
                 for split in self.splits
             )
+            wanted = self._saliency_rows(run)
             taught = all(each["sha256"] == digest_of(each["path"]) for each in found["models"]["teachers"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
             return False
-        is_same = model == weights_digest(run / "model") and rows == self.saliency_rows
+        is_same = model == weights_digest(run / "model") and rows == wanted
         return is_whole and taught and is_same
 
 
@@ -104,7 +115,7 @@ def evaluate_runs(
 def _start(run: Path, asked: Asked) -> subprocess.Popen[bytes]:
     with _log(run).open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, str(EVALUATE), str(run), *asked.options()],
+            [sys.executable, str(EVALUATE), str(run), *asked.options(run)],
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
 

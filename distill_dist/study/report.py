@@ -23,14 +23,18 @@ def write_report(
     *,
     command: str,
     more: Mapping[str, Any],
+    notes: Mapping[str, str],
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """The page, report.md and summary.json of ``runs`` (by block) in ``out``; returns the summary.
 
-    ``more`` stands in the summary beside the tables: what was chosen, what failed, the budget.
+    ``more`` stands in the summary beside the tables: what was chosen, what failed, the budget. ``notes``: below a
+    block's table.
     """
     places = {path: block for block, paths in runs.items() for path in paths}
     found = collect(list(places), choice, progress=progress, table_of=places)
+    for table, _ in found.tasks:
+        table.notes += [notes[table.task]] if table.task in notes else []
     page = render(found, made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), command=command)
     write_durable(out / PAGE, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     text = markdown(found)

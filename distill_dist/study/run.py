@@ -50,6 +50,14 @@ def check_study(study: Study) -> list[RunConfig]:
             f"study {study.path}: report.split={study.split} is not among evaluate.splits "
             f"({', '.join(study.splits)}): add it there"
         )
+    for block in study.blocks:
+        for planned in arm_runs(study, block, {})[: len(block.arms)] if block.tune or block.tuned_as else ():
+            if planned.load().evaluate.select_on == study.split:
+                raise UserError(
+                    f"study {study.path}: blocks.{block.name} is tuned on {study.split} (evaluate.select_on), and "
+                    f"report.split={study.split} would report the best of what was tried: draw rows out of train "
+                    "(data.hold_out) to choose on, or report another split"
+                )
     return configs
 
 
@@ -70,7 +78,7 @@ class Running:
     retry_failed: bool
     should_stop: Callable[[], bool]
     say: Callable[[str], None]
-    failed: list[str] = field(default_factory=list)
+    _failed: dict[str, list[str]] = field(default_factory=dict)  # by block
 
     def __post_init__(self) -> None:
         """Nothing is chosen, nothing tried."""
@@ -87,7 +95,7 @@ class Running:
         for block in self.study.blocks:
             trials = [self._trials[each.folder] for each in arm_runs(self.study, block, self.chosen)]
             done = [trial.folder for trial in trials if read_verdict(trial.folder).state == "done"]
-            self.failed += [str(trial.folder) for trial in trials if trial.folder not in done]
+            self._failed[block.name] = [str(trial.folder) for trial in trials if trial.folder not in done]
             runs[block.name] = done
         if not any(runs.values()):
             raise UserError(
@@ -95,6 +103,11 @@ class Running:
             )
         self._evaluate(runs)
         return self._report({name: paths for name, paths in runs.items() if paths})
+
+    @property
+    def failed(self) -> list[str]:
+        """Folders of the runs that are not done, when all have ended."""
+        return [folder for each in self._failed.values() for folder in each]
 
     @property
     def chosen(self) -> dict[str, dict[str, dict[str, str]]]:
@@ -158,7 +171,14 @@ class Running:
             self._spend("evaluation", time.monotonic() - started)
 
     def _report(self, runs: dict[str, list[Path]]) -> dict[str, Any]:
-        choice = Choice(baseline=self.study.baseline, split=self.study.split, details=DETAILED)
+        arms = {path.parent.name for paths in runs.values() for path in paths}
+        baseline = self.study.baseline if self.study.baseline in arms else ""
+        notes = {
+            block: f"{len(failed)} of its runs failed and are left out: {', '.join(failed)}"
+            for block, failed in self._failed.items()
+            if failed
+        }
+        choice = Choice(baseline=baseline, split=self.study.split, details=DETAILED)
         more = {
             "chosen": self.chosen,
             "failed": self.failed,
@@ -166,7 +186,9 @@ class Running:
             "parallel": self.parallel,
         }
         command = shlex.join(["python", *sys.argv])
-        return write_report(runs, self.study.out, choice, command=command, more=more, progress=lambda _: None)
+        return write_report(
+            runs, self.study.out, choice, command=command, more=more, notes=notes, progress=lambda _: None
+        )
 
     def _spent(self) -> dict[str, float]:
         """Seconds by part, of all calls; what a killed call spent is not known."""

@@ -111,8 +111,11 @@ class _Reader:
         self._check_keys("evaluate", evaluate, ("splits", "saliency_rows"))
         self._check_keys("report", report, ("baseline", "split"))
         baseline = self._text("report.baseline", report["baseline"]) if "baseline" in report else ""
-        if baseline and baseline not in arms:
-            raise self._error("report.baseline", f"{baseline!r} is no arm; there are {', '.join(arms)}")
+        compared = dict.fromkeys(arm for block in blocks for arm in block.arms)
+        if baseline and baseline not in compared:
+            raise self._error(
+                "report.baseline", f"{baseline!r} is no block's arm; they have {', '.join(compared)}"
+            )
         return Study(
             path=self.path,
             out=Path(self._text("out", tree["out"])),

@@ -13,7 +13,8 @@ from typing import Any
 from distill_dist.sweep.plan import Trial
 from distill_dist.sweep.verdict import Verdict
 
-_SHOWN = ("accuracy", "f1", "loss", "ll", "pl", "sl_spearman_norm")
+_OWN = ("matthews", "f1")  # a task's own metric, before accuracy
+_SHOWN = ("accuracy", "f1", "matthews", "loss", "ll", "pl", "sl_spearman_norm")
 _SIGNALS = ("rows", "computed")
 
 
@@ -65,9 +66,10 @@ class Table:
         self.groups = sorted(self._groups(), key=_place)
 
     def _metric(self) -> str:
-        """What it is measured by: F1 where the task uses it, as the runs themselves choose their best epoch."""
+        """What it is measured by: Matthews or F1 where the task uses it, as the runs choose their best epoch."""
         done = [found.summary["splits"][self.split] for found in self._found.values() if found.summary]
-        return "f1" if done and all("f1" in scores for scores in done) else "accuracy"
+        own = (name for name in _OWN if done and all(name in scores for scores in done))
+        return next(own, "accuracy")
 
     def _groups(self) -> Iterable[Group]:
         members: dict[tuple[str, ...], list[Trial]] = {}

@@ -35,6 +35,12 @@ if plan == "wait":
     while not stop.asked() and time.monotonic() < deadline:
         time.sleep(0.1)
     plan = 75 if stop.asked() else 1
+if plan == "fail":
+    (folder / "state.json").write_text(json.dumps({"state": "failed", "resumable": False}, indent=2))
+    plan = 1
+if plan == "alone":
+    (folder / "state.json").write_text(json.dumps({"state": "running", "process": os.getpid()}, indent=2))
+    os.kill(os.getpid(), signal.SIGKILL)
 if plan == "die":
     (folder / "state.json").write_text(json.dumps({"state": "stopped", "resumable": True}, indent=2))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -104,6 +110,15 @@ def test_75_requeues_and_the_code_is_the_jobs_own(slurm: Slurm, checkout: Path, 
     assert logs == {f"rank-0000{rank}.out": f"rank {rank}\n" * 2 for rank in range(3)}
 
 
+def test_a_student_that_is_killed_without_a_word_is_requeued(
+    slurm: Slurm, checkout: Path, tmp_path: Path
+) -> None:
+    """The only one, say: its teachers write no verdict."""
+    job = start(slurm, checkout, tmp_path, [["alone", 75, 75], [0, 0, 0]], "--nodes=3")
+    assert job.await_end() == "COMPLETED", job.text()
+    assert job.restarts == 1
+
+
 slow = pytest.mark.whole_cluster
 
 
@@ -112,6 +127,7 @@ slow = pytest.mark.whole_cluster
     [
         pytest.param([[2, 2, 2]], 0, id="wrong input"),
         pytest.param([[1, 1, 1]], 0, id="a bug"),
+        pytest.param([["fail", 75, 75]], 0, id="a bug, which stops the others in good order"),
         pytest.param([["die", 75, 75]] * 3, 2, id="a rank that is killed every time", marks=slow),
         pytest.param([[75, 75, 75]] * 3, 2, id="never done", marks=slow),
     ],

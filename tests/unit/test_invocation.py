@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tiny import environment
 
+from distill_dist.invocation import COMMIT, commit_of
+
 SCRIPT = (
     "import json\nfrom distill_dist.invocation import command_typed\nprint(json.dumps(command_typed()))\n"
 )
@@ -47,3 +49,25 @@ def test_launchers_of_launchers(folder: Path) -> None:
 def test_a_shell_is_no_launcher(folder: Path) -> None:
     line = f"{sys.executable} train.py seed=1; true"
     assert said(["sh", "-c", line], folder) == [sys.executable, "train.py", "seed=1"]
+
+
+def git(folder: Path, *words: str) -> str:
+    who = ("-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false")
+    done = subprocess.run(
+        ["git", "-C", str(folder), *who, *words], capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_whose_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(tmp_path, "init")
+    git(tmp_path, "commit", "--allow-empty", "-m", "m")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    assert commit_of(tmp_path) == head
+    copy = tmp_path / "runs" / "copy"
+    copy.mkdir(parents=True)
+    assert commit_of(copy) == "", "what lies below a checkout is not of its commit"
+    (copy / COMMIT).write_text("abc\n", encoding="utf-8")
+    assert commit_of(copy) == "abc"
+    monkeypatch.setenv("PATH", str(copy))
+    assert commit_of(tmp_path) == "", "no git"

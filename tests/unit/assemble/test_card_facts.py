@@ -70,6 +70,10 @@ def test_rows_of_the_hub_and_what_was_drawn_of_them() -> None:
     )
     assert origins["tune"] == "drawn out of hub: owner/rows, qqp, split train, revision abc, seed 3"
     assert found.manifest == manifest_hash(manifest)
+    assert {each.name: each.of_hub for each in found.splits} == {
+        "dev": "validation",
+        "tune": "train, rows drawn out as tune",
+    }
 
 
 def test_local_rows_are_no_data_set_of_the_hub() -> None:
@@ -78,6 +82,7 @@ def test_local_rows_are_no_data_set_of_the_hub() -> None:
     )
     found = facts_of(config_of("student.path=/srv/base"), manifest)
     assert (found.dataset, found.base_model) == (None, None)
+    assert {each.of_hub for each in found.splits} == {None}
     origins = [each.origin for each in found.sources]
     assert origins[0] == "…/rows/train.tsv (hub), sha256 d"
     assert origins[1] == "a folder in the hub's layout, split v, sha256 e"

@@ -133,7 +133,7 @@ def test_an_evaluation_of_this_model_is_taken_and_another_is_not(
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     export_run(config, ExportAsked(folder, tmp_path / "out"))
     assert "1000 draws" in card_of(tmp_path / "out").text
-    assert "is of another model or teacher: scoring now" in capsys.readouterr().err
+    assert "is of another model than the run's own: scoring now" in capsys.readouterr().err
     keep_evaluation(folder, score(config, Asked(str(folder / "model"), str(folder / "model"), resamples=123)))
     export_run(config, ExportAsked(folder, tmp_path / "out"))
     assert "1000 draws" in card_of(tmp_path / "out").text, "against itself, and not its teacher"
@@ -187,6 +187,25 @@ def test_rows_that_are_gone(pairs: list[str], tmp_path: Path) -> None:
     assert not asked.out.exists()
     export_run(gone, ExportAsked(asked.run, asked.out, evaluate=False))
     assert "The prepared rows were not at hand" in card_of(asked.out).text
+
+
+def test_rows_that_lie_in_the_place_of_the_runs_own(run: tuple[Path, RunConfig], tmp_path: Path) -> None:
+    """Prepared again into the same folder, say: what is held out now may have taught the model."""
+    folder, config = run
+    keep_evaluation(folder, score(config, Asked(student=str(folder / "model"))))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["data"] = {"manifest": "0" * 64}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    asked = ExportAsked(folder, tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"holds other rows than .* was trained on .*evaluation.json is of other rows"
+    ):
+        export_run(config, asked)
+    assert not asked.out.exists()
+    export_run(config, replace(asked, evaluate=False))
+    text = card_of(asked.out).text
+    assert "Trained on the rows of" in text, "how many there were, nobody knows any more"
+    assert "The prepared rows were not at hand" in text
 
 
 def test_onnx_and_latency(

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from tiny import environment
 
+from distill_dist.durable import sha256_file
 from distill_dist.errors import UserError
+from distill_dist.hub import weights_digest
 from distill_dist.report.run_record import (
     best_dev,
     by_number,
@@ -21,6 +23,7 @@ from distill_dist.report.run_record import (
     read_run,
     value_at,
 )
+from distill_dist.run_folder import BEST
 
 
 def run_folder(path: Path, **files: Any) -> Path:
@@ -108,6 +111,23 @@ def test_before_the_end_the_configuration_and_the_newest_files_tell(tmp_path: Pa
     config = "method: gkd\nevaluate: {select_on: tune}\n"
     (run.path / "config.yaml").write_text(config)
     assert best_dev(read_run(run.path)) is None, "what is noted is of tune"
+
+
+def test_an_evaluation_of_another_model_is_not_the_runs(tmp_path: Path) -> None:
+    """The run went on, say, and found a better epoch."""
+    path = run_folder(tmp_path / "r", config="method: kd\n")
+    (path / "model").mkdir()
+    (path / "model" / "model.safetensors").write_bytes(b"weights")
+    (path / "model" / BEST).write_text(
+        json.dumps({"sha256": sha256_file(path / "model" / "model.safetensors")})
+    )
+    record = {"models": {"student": {"sha256": weights_digest(path / "model")}}, "splits": {}}
+    (path / "evaluation.json").write_text(json.dumps(record))
+    assert (read_run(path).evaluation, read_run(path).problems) == (record, [])
+    (path / "model" / BEST).write_text(json.dumps({"sha256": "0" * 64}))
+    found = read_run(path)
+    assert found.evaluation == {}
+    assert found.problems == ["evaluation.json is of another model than the run's own"]
 
 
 def test_a_run_that_has_ended_is_as_old_as_it_says(tmp_path: Path) -> None:

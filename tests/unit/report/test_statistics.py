@@ -43,9 +43,9 @@ def test_the_interval_is_that_of_the_normal_law_for_many_rows(rows: int, kind: s
     d = ours.astype(float) - theirs
     if kind == "rows":  # no two alike, so that rows are drawn one by one
         d = d + 1e-9 * np.arange(rows)
-        found = paired_bootstrap([mean_of(d)], [mean_of(np.zeros(rows))])
+        found = paired_bootstrap([[mean_of(d)]], [[mean_of(np.zeros(rows))]])
     else:
-        found = paired_bootstrap([mean_of(ours)], [mean_of(theirs)])
+        found = paired_bootstrap([[mean_of(ours)]], [[mean_of(theirs)]])
     sigma = d.std() / math.sqrt(rows)
     assert found.value == pytest.approx(d.mean(), abs=1e-6)
     # a count of a few dozen rows is skewed and discrete: a tenth of σ, beside the 2 %
@@ -57,14 +57,14 @@ def test_p_is_that_of_the_sign_test_up_to_the_methods_difference() -> None:
     """12 rows for us, 4 for them, 184 alike: the normal law gives p = 2Φ(−8/√(16 − 64/200))."""
     ours = np.r_[np.ones(12), np.zeros(4), np.ones(184)]
     theirs = np.r_[np.zeros(12), np.ones(4), np.ones(184)]
-    found = paired_bootstrap([mean_of(ours)], [mean_of(theirs)], resamples=100_000)
+    found = paired_bootstrap([[mean_of(ours)]], [[mean_of(theirs)]], resamples=100_000)
     # the count is whole: a continuity correction of half a row moves p by a fifth
     assert found.p == pytest.approx(2 * stats.norm.cdf(-8 / math.sqrt(16 - 64 / 200)), rel=0.3)
 
 
 def test_scipy_draws_the_same_distribution() -> None:
     ours, theirs = right_or_wrong(400, better=0.1)
-    found = paired_bootstrap([mean_of(ours)], [mean_of(theirs)], resamples=20_000)
+    found = paired_bootstrap([[mean_of(ours)]], [[mean_of(theirs)]], resamples=20_000)
     reference = stats.bootstrap(
         (ours.astype(float) - theirs,), np.mean, n_resamples=20_000, method="percentile",
         rng=np.random.default_rng(5),
@@ -78,9 +78,9 @@ def test_rows_are_paired() -> None:
     """Equally good students that err on the same rows differ by nothing; on others, by chance."""
     rng = np.random.default_rng(0)
     right = rng.random(500) < 0.8
-    same = paired_bootstrap([mean_of(right)], [mean_of(right)])
+    same = paired_bootstrap([[mean_of(right)]], [[mean_of(right)]])
     assert (same.value, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
-    other = paired_bootstrap([mean_of(rng.permutation(right))], [mean_of(right)])
+    other = paired_bootstrap([[mean_of(rng.permutation(right))]], [[mean_of(right)]])
     assert other.value == 0.0
     assert other.high - other.low > 0.05
 
@@ -102,15 +102,25 @@ def test_a_metric_that_is_no_mean_of_rows_and_several_runs() -> None:
         F1(np.stack([said & label, said.astype(int) + label], axis=1).astype(float)) for said in runs
     ]
     f1 = [2 * (said & label).sum() / (said.sum() + label.sum()) for said in runs]
-    found = paired_bootstrap(scored[:2], scored[2:])
+    found = paired_bootstrap([[one] for one in scored[:2]], [[one] for one in scored[2:]])
     assert found.value == pytest.approx((f1[0] + f1[1]) / 2 - f1[2])
     assert found.low < found.value < found.high
     assert found.p < 0.01
 
 
+def test_runs_of_the_same_seed_count_once_by_their_mean() -> None:
+    rng = np.random.default_rng(4)
+    right = [(rng.random(500) < share).astype(float) for share in (0.9, 0.88, 0.8, 0.7)]
+    first, again, second, other = (mean_of(each) for each in right)
+    found = paired_bootstrap([[first, again], [second]], [[other]])
+    means = [each.mean() for each in right]
+    assert found.value == pytest.approx(((means[0] + means[1]) / 2 + means[2]) / 2 - means[3])
+    assert found.low < found.value < found.high
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_one_others() -> None:
     ours, theirs = (mean_of(values) for values in right_or_wrong(200, better=0.02))
-    first, again, other = (paired_bootstrap([ours], [theirs], seed=seed) for seed in (1, 1, 2))
+    first, again, other = (paired_bootstrap([[ours]], [[theirs]], seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 

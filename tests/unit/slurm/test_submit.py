@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from distill_dist.config.load import load_config
+from distill_dist.errors import UserError
+from distill_dist.invocation import commit_of
+from distill_dist.slurm import submit as submit_module
 
 ROOT = Path(__file__).resolve().parents[3]
 NOTES = """#!/bin/bash
@@ -82,6 +85,7 @@ def test_a_job_gets_its_code_and_configuration_before_it_waits(tmp_path: Path) -
     assert (job / "launcher" / "train.py").read_bytes() == (ROOT / "launcher" / "train.py").read_bytes()
     assert (job / "distill_dist" / "trainer.py").is_file()
     assert not list(job.rglob("__pycache__"))
+    assert commit_of(job) == commit_of(ROOT), "of the code that runs, whatever the checkout holds by then"
 
 
 def test_every_task_of_an_array_gets_its_own(tmp_path: Path) -> None:
@@ -125,6 +129,11 @@ def test_every_task_of_an_array_gets_its_own(tmp_path: Path) -> None:
         ),
         (["--sbatch=--nodes=1-3"], NOTES, "cluster.teachers=4 leaves no student among the 4 processes"),
         (["--script", "slurm/none.sh"], NOTES, "slurm/none.sh: No such file"),
+        (
+            ["--script", "slurm/gkd_mnli_het.sh", "--sbatch=--array=0-1"],
+            NOTES,
+            "slurm/gkd_mnli_het.sh is a heterogeneous job, of which Slurm takes no array",
+        ),
     ],
     ids=[
         "teachers",
@@ -135,6 +144,7 @@ def test_every_task_of_an_array_gets_its_own(tmp_path: Path) -> None:
         "replica over missing hosts",
         "fewest nodes",
         "script",
+        "array of a heterogeneous job",
     ],
 )
 def test_what_cannot_work_is_one_message(
@@ -153,6 +163,25 @@ def test_what_cannot_work_is_one_message(
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "arguments").exists()
     assert not (tmp_path / "run").exists(), "what is not to be leaves nothing"
+
+
+def test_an_sbatch_that_does_not_answer_may_have_taken_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/bash\nexec sleep 60\n", encoding="utf-8")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(submit_module, "_SBATCH_S", 0.2)
+    monkeypatch.chdir(ROOT)
+    config = Path("configs/gkd_mnli.yaml")
+    overrides = [f"run_dir={tmp_path}/run"]
+    found = submit_module.prepare_submission(
+        Path("slurm/gkd_mnli.sh"), config, load_config(config, overrides), overrides, []
+    )
+    with pytest.raises(UserError, match="did not answer within 0 s: see with `squeue --me`"):
+        found.submit(ROOT)
+    assert list((tmp_path / "run" / "jobs").iterdir()), "the code of a job that may run"
 
 
 def test_nothing_imports_torch() -> None:

@@ -25,6 +25,8 @@ def run(tmp_path: Path) -> Path:
     (run / "predictions").mkdir()
     for split in ASKED.splits:
         (run / "predictions" / f"{split}.tsv").write_text("row\tlabel\n0\t1\n1\t0\n")
+    summary = {"teacher": {"accuracy": 0.9}, "loyalty": {"ll": 0.9, "sl_spearman_norm": 0.8}}
+    (run / "summary.json").write_text(json.dumps(summary))
     digest_of.cache_clear()
     write(run, evaluation(tmp_path))
     return run
@@ -51,6 +53,25 @@ def write(run: Path, content: dict[str, Any]) -> None:
 def test_a_whole_one_counts(run: Path) -> None:
     assert ASKED.is_answered(run)
     assert Asked(("dev",), 9).is_answered(run)
+
+
+@pytest.mark.parametrize(
+    ("summary", "has_saliency"),
+    [
+        ({"teacher": {}, "loyalty": {"sl_spearman_norm": 0.5}}, True),
+        ({"teacher": {}, "loyalty": {}}, True),  # the run did not measure it
+        ({"teacher": {}, "loyalty": {"sl_spearman_norm": None}}, False),  # a decoder teacher, say
+        ({"teacher": None, "loyalty": {}}, False),
+    ],
+)
+def test_saliency_is_asked_of_runs_that_have_it(
+    run: Path, tmp_path: Path, summary: dict[str, Any], has_saliency: bool
+) -> None:
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert ("--saliency" in ASKED.options(run)) is has_saliency
+    assert ASKED.is_answered(run) is has_saliency, "of nine rows"
+    write(run, evaluation(tmp_path, settings={}))
+    assert ASKED.is_answered(run) is not has_saliency
 
 
 def test_a_teacher_of_the_hub_is_looked_for_there(

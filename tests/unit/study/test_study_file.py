@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distill_dist.errors import UserError
-from distill_dist.study.run import check_study
+from distill_dist.study import run as run_module
+from distill_dist.study.run import Running, check_study
 from distill_dist.study.study_file import read_study
 from study.study_cases import STUDY, write_study
 
@@ -45,7 +47,7 @@ def test_what_a_file_says(tmp_path: Path) -> None:
         ("grid: {weight.gradient: [0.1, 1]}", "grid: {weight.gradient: 1}", "a list is needed"),
         ("grid: {weight.gradient: [0.1, 1]}", "grid: {}", "fields with a list of values each"),
         ("tuned_as: large", "tuned_as: small", "a block above that tunes (large)"),
-        ("baseline: kd", "baseline: pkd", "'pkd' is no arm"),
+        ("baseline: kd", "baseline: pkd", "'pkd' is no block's arm"),
         ("saliency_rows: 9", "saliency_rows: some", "'some' is no whole number"),
         ("out: OUT", "out: [", "not valid YAML"),
         ("  gkd: {method: gkd", "  kd: {method: gkd", "kd is there twice"),
@@ -74,6 +76,41 @@ def test_runs_that_would_share_a_folder_and_a_split_without_scores_are_refused(t
         check_study(read_study(write_study(tmp_path, twice)))
     with pytest.raises(UserError, match=r"report.split=held_out is not among evaluate.splits \(dev\)"):
         check_study(read_study(write_study(tmp_path, STUDY.replace("[dev, held_out]", "[dev]"))))
+
+
+def test_what_chose_the_weights_is_not_reported(tmp_path: Path) -> None:
+    both = STUDY.replace("[dev, held_out]", "[dev, tune]").replace("split: held_out", "split: tune")
+    with pytest.raises(
+        UserError, match=r"blocks.large is tuned on tune \(evaluate.select_on\), and report.split=tune"
+    ):
+        check_study(read_study(write_study(tmp_path, both)))
+
+
+def test_a_baseline_that_no_block_has_is_refused(tmp_path: Path) -> None:
+    lost = STUDY.replace("  kd_cl:", "  other: {method: pkd}\n  kd_cl:").replace(
+        "baseline: kd,", "baseline: other,"
+    )
+    lost = lost.replace("    seeds: [1, 2]", "    seeds: [1, 2]\n    arms: [kd, gkd, kd_cl]")
+    with pytest.raises(UserError, match=r"'other' is no block's arm; they have kd, gkd, kd_cl"):
+        read_study(write_study(tmp_path, lost))
+
+
+def test_a_report_says_what_failed_and_does_without_a_baseline_that_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        run_module, "write_report", lambda runs, out, choice, **more: asked.update(choice=choice, **more)
+    )
+    running = Running(read_study(write_study(tmp_path)), "python", 1, False, lambda: False, print)
+    gkd, kd = (tmp_path / "out" / "large" / arm / "seed1" for arm in ("gkd", "kd"))
+    running._failed = {"large": [str(kd)], "small": []}
+    running._report({"large": [gkd]})
+    assert asked["choice"].baseline == ""
+    assert asked["notes"] == {"large": f"1 of its runs failed and are left out: {kd}"}
+    assert asked["more"]["failed"] == [str(kd)]
+    running._report({"large": [gkd, kd]})
+    assert asked["choice"].baseline == "kd"
 
 
 def test_the_shipped_study_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:

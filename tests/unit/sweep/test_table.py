@@ -108,6 +108,16 @@ def test_f1_decides_where_the_task_uses_it() -> None:
     assert (best["overrides"], best["mean"], best["deviation"]) == ({"weight.kd": "0.3"}, 0.6, 0.0)
 
 
+def test_matthews_decides_where_the_task_uses_it() -> None:
+    found = {f"t{number}": done(0.5, matthews=value) for number, value in enumerate((0.6, 0.6, 0.5, 0.5))}
+    table = table_of(**found)
+    assert table.metric == "matthews"
+    best = table.best()
+    assert best is not None
+    assert (best["overrides"], best["mean"]) == ({"weight.kd": "0.3"}, 0.6)
+    assert "matthews" in table.markdown()
+
+
 def test_without_seeds_every_trial_is_a_group(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "weight.kd=0.3,0.5")
     table = Table(plan.trials, [done(0.8), done(0.9)], plan.space.fields)
