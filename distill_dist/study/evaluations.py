@@ -39,9 +39,8 @@ class Asked:
     def _saliency_rows(self, run: Path) -> int:
         """None of a run that has no teacher, or whose teacher's saliency is of other tokens. Raises OSError."""
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        is_defined = (
-            summary["loyalty"].get(HEADLINE_SL, 0.0) is not None
-        )  # absent: the run did not measure it
+        # absent: the run did not measure it; null: it is not defined
+        is_defined = summary["loyalty"].get(HEADLINE_SL, 0.0) is not None
         return self.saliency_rows if summary["teacher"] is not None and is_defined else 0
 
     def is_answered(self, run: Path) -> bool:

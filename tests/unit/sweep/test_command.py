@@ -7,15 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launchers import load_launcher
 from tiny import Started, environment, start, state, wait_until
 
 from distill_dist.config.load import load_config
 from distill_dist.durable import hold_lock
-from sweep.cases import BASE, FAKE, ROOT, starts, write_plan
+from sweep.cases import BASE, FAKE, ROOT, plan_of, starts, write_plan
 
 LIMIT_S = 90.0
 pytestmark = pytest.mark.timeout(240)
@@ -223,3 +225,13 @@ def test_nothing_imports_torch() -> None:
         "import sys, launcher.sweep; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0
+
+
+def test_a_sweep_in_a_job_stops_before_its_trials_have_to(tmp_path: Path) -> None:
+    before = load_launcher("sweep")._before_the_jobs_end
+    plan, now = plan_of(tmp_path, "seed=1,2"), int(time.time())
+    margin_s = plan.trials[0].config.cluster.end_margin_s
+    assert before(None, plan) is None
+    assert before(now + int(margin_s) + 60, plan) is None
+    assert before(now + int(margin_s) + 5, plan) == "before the job's time limit"
+    assert before(now + 5, plan_of(tmp_path, "seed=1,2", base=(*BASE, "cluster.end_margin_s=0"))) is None

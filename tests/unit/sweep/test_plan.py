@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
-from launchers import load_launcher
 
 from distill_dist.config.load import load_config
 from distill_dist.errors import UserError
@@ -152,13 +150,3 @@ def test_without_a_teacher_nothing_is_shared(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "seed=1,2", base=alone)
     assert plan.num_groups == 0
     assert group_by_questions([trial.config for trial in plan.trials]) == ([None, None], ())
-
-
-def test_a_sweep_in_a_job_stops_before_its_trials_have_to(tmp_path: Path) -> None:
-    before = load_launcher("sweep")._before_the_jobs_end
-    plan, now = plan_of(tmp_path, "seed=1,2"), int(time.time())
-    margin_s = plan.trials[0].config.cluster.end_margin_s
-    assert before(None, plan) is None
-    assert before(now + int(margin_s) + 60, plan) is None
-    assert before(now + int(margin_s) + 5, plan) == "before the job's time limit"
-    assert before(now + 5, plan_of(tmp_path, "seed=1,2", base=(*BASE, "cluster.end_margin_s=0"))) is None

@@ -10,6 +10,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from distill_dist.sweep.plan import Plan
 from distill_dist.sweep.table import Table
 from distill_dist.sweep.verdict import Verdict
@@ -99,23 +101,15 @@ def test_a_figure_that_is_no_number_is_not_compared() -> None:
     assert "nan" not in table.csv()
 
 
-def test_f1_decides_where_the_task_uses_it() -> None:
-    f1 = {f"t{number}": done(0.5, f1=value) for number, value in enumerate((0.6, 0.6, 0.5, 0.5))}
-    table = table_of(**f1)
-    assert table.metric == "f1"
+@pytest.mark.parametrize("metric", ["f1", "matthews"])
+def test_the_tasks_own_metric_decides_where_it_has_one(metric: str) -> None:
+    found = {f"t{number}": done(0.5, **{metric: value}) for number, value in enumerate((0.6, 0.6, 0.5, 0.5))}
+    table = table_of(**found)
+    assert table.metric == metric
     best = table.best()
     assert best is not None
     assert (best["overrides"], best["mean"], best["deviation"]) == ({"weight.kd": "0.3"}, 0.6, 0.0)
-
-
-def test_matthews_decides_where_the_task_uses_it() -> None:
-    found = {f"t{number}": done(0.5, matthews=value) for number, value in enumerate((0.6, 0.6, 0.5, 0.5))}
-    table = table_of(**found)
-    assert table.metric == "matthews"
-    best = table.best()
-    assert best is not None
-    assert (best["overrides"], best["mean"]) == ({"weight.kd": "0.3"}, 0.6)
-    assert "matthews" in table.markdown()
+    assert metric in table.markdown()
 
 
 def test_without_seeds_every_trial_is_a_group(tmp_path: Path) -> None:
