@@ -267,6 +267,13 @@ def test_what_runs_is_described(folder: RunFolder) -> None:
         assert json.loads((folder.path / "command.json").read_text(encoding="utf-8")) == expected
 
 
+def test_a_configuration_that_cannot_be_written_leaves_the_one_before(folder: RunFolder) -> None:
+    folder.describe(config_yaml="seed: 0\n", deepspeed_json={})
+    with pytest.raises(UnicodeEncodeError):  # in the middle of the write
+        folder.describe(config_yaml="seed: 1\n" * 10_000 + "\udcff", deepspeed_json={})
+    assert (folder.path / "config.yaml").read_text(encoding="utf-8") == "seed: 0\n"
+
+
 def test_versions_name_what_computes() -> None:
     found = versions()
     assert {"python", "distill-dist", "torch", "deepspeed", "transformers", "webdataset"} <= found.keys()

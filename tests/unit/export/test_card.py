@@ -59,12 +59,14 @@ def test_front_matter_and_sections(tmp_path: Path) -> None:
 
 def test_what_is_of_the_hub_is_named(tmp_path: Path) -> None:
     given = facts(
-        base_model="owner/base", dataset="owner/rows", dataset_config="sst2", dataset_revision="abc"
-    )
+        base_model="owner/base", dataset="owner/rows", dataset_config="sst2", dataset_revision="abc",
+        splits=(replace(DEV, of_hub="validation"),),
+    )  # fmt: skip
     card = saved(tmp_path, given)
     assert card.data.base_model == "owner/base"
     assert card.data.datasets == ["owner/rows"]
     (result,) = card.data.eval_results
+    assert result.dataset_split == "validation"
     assert (result.dataset_type, result.dataset_config, result.dataset_revision) == (
         "owner/rows",
         "sst2",

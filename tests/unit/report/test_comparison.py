@@ -193,3 +193,12 @@ def test_a_split_that_only_the_evaluation_knows(runs: dict[str, list[Path]], tmp
     assert found.lines[0].cells["test", "accuracy"].mean == 0.5
     assert found.lines[0].cells["test", "ll"].mean == 0.6
     assert ("dev", "accuracy") in found.columns
+
+
+def test_a_seed_that_was_run_twice_counts_once_in_both_comparisons(
+    runs: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    again = write_run(tmp_path / "gkd-again", method="gkd", seed=0, accuracy=0.7, points=False)
+    found = against(table(*runs["kd"], *runs["gkd"], again), "gkd")
+    assert found.rows is not None
+    assert found.rows.value == pytest.approx(found.difference)

@@ -10,6 +10,7 @@ import pytest
 
 from distill_dist.report.run_record import RunRecord, read_run
 from distill_dist.report.saliency import Examples, read_examples
+from distill_dist.run_folder import BEST
 from report.run_cases import saliency
 
 
@@ -79,3 +80,13 @@ def test_damage_is_named(tmp_path: Path, content: Any) -> None:
 def test_without_a_file(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text('{"state": "done"}')
     assert read_examples(read_run(tmp_path)) is None
+
+
+def test_examples_of_another_model_are_not_the_runs(tmp_path: Path) -> None:
+    """The run went on, say, and found a better epoch."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / BEST).write_text('{"sha256": "new"}')
+    assert read(tmp_path, {**saliency(), "asked": {"model": "new"}})[0] is not None
+    found, run = read(tmp_path, {**saliency(), "asked": {"model": "old"}})
+    assert found is None
+    assert run.problems[0].startswith("saliency.json is of another model than the run's own")
